@@ -1,0 +1,154 @@
+"""(seed, step) -> batch: which reviews, in which order, padded how far.
+
+There is no iterator and so no iterator state: step 1,234 of a resumed run
+reads what step 1,234 of the undisturbed run read.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+
+import numpy as np
+
+from flax_imdb.tokenizer import PADDING_ID
+
+# Reviews of similar length share a batch, chosen among this many batches: more
+# would pad less (64: 3 % of the positions instead of 5 %) and mix less.
+WINDOW = 16
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reviews:
+  """The n reviews of a split as ragged token ids.
+
+  Attributes:
+    ids: unsigned [tokens of all reviews] token ids, one review after another.
+    offsets: int64 [n + 1]; review i is ids[offsets[i]:offsets[i + 1]].
+    labels: int8 [n], 1 positive, 0 negative.
+  """
+  ids: np.ndarray
+  offsets: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, rows: slice) -> 'Reviews':
+    """The reviews of a contiguous slice; a view, nothing is copied."""
+    start, stop, _ = rows.indices(len(self))
+    return Reviews(
+        self.ids, self.offsets[start:stop + 1], self.labels[start:stop])
+
+  def lengths(self, max_length: int) -> np.ndarray:
+    """int64 [n] tokens of each review once cut at `max_length`."""
+    return np.minimum(np.diff(self.offsets), max_length)
+
+
+def bucket(length: int, bucket_width: int, max_length: int) -> int:
+  """The padded width for a batch whose longest review has `length` tokens.
+
+  Args:
+    length: 1 to max_length.
+    bucket_width: widths are multiples of it; 0 means always `max_length`.
+    max_length: the widest.
+  """
+  if not bucket_width:
+    return max_length
+  return min(-(-length // bucket_width) * bucket_width, max_length)
+
+
+def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
+        max_length: int) -> Batch:
+  """Makes one batch of the given reviews.
+
+  Args:
+    reviews: the split.
+    rows: int [m] indices of reviews, 1 <= m <= batch_size.
+    batch_size: B; the rows past m repeat the first review with weight 0.
+    bucket_width: see `bucket`.
+    max_length: reviews are cut to their first max_length tokens.
+
+  Returns:
+    ids int32 [B, T], lengths int32 [B], labels float32 [B], weights float32
+    [B]; T is the bucket of the longest of these reviews.
+  """
+  weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
+  rows = np.concatenate(
+      [rows, np.full(batch_size - len(rows), rows[0], rows.dtype)])
+  starts = reviews.offsets[rows]
+  lengths = np.minimum(reviews.offsets[rows + 1] - starts, max_length)
+  width = bucket(int(lengths.max()), bucket_width, max_length)
+  place = np.arange(width)
+  inside = place < lengths[:, None]
+  ids = reviews.ids[np.where(inside, starts[:, None] + place, 0)]
+  return {
+      'ids': np.where(inside, ids, PADDING_ID).astype(np.int32),
+      'lengths': lengths.astype(np.int32),
+      'labels': reviews.labels[rows].astype(np.float32),
+      'weights': weights,
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+  """The batches of a whole training run, by their step.
+
+  Attributes:
+    reviews: the training split.
+    seed: of the order.
+    batch_size: reviews a batch, over all devices; an epoch's last batch may
+      hold fewer, filled up with weight 0.
+    bucket_width: see `bucket`; 0 also means reviews of any length share a
+      batch.
+    max_length: tokens; reviews are cut there.
+  """
+  reviews: Reviews
+  seed: int
+  batch_size: int
+  bucket_width: int
+  max_length: int
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches an epoch, the last short one counted."""
+    return -(-len(self.reviews) // self.batch_size)
+
+  def __call__(self, step: int) -> Batch:
+    """The batch of step 0, 1, 2, ... of the run, as `pad` returns it."""
+    epoch, i = divmod(step, self.steps_per_epoch)
+    rows = _epoch(self, epoch)[i]
+    return pad(self.reviews, rows, self.batch_size, self.bucket_width,
+               self.max_length)
+
+
+@functools.lru_cache(maxsize=1)
+def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
+  """The rows of each batch of an epoch; every review stands in just one."""
+  rng = np.random.default_rng([batches.seed, epoch])
+  order = rng.permutation(len(batches.reviews))
+  size = batches.batch_size
+  if not batches.bucket_width:
+    return [order[i:i + size] for i in range(0, len(order), size)]
+  lengths = batches.reviews.lengths(batches.max_length)
+  rows = []
+  for start in range(0, len(order), size * WINDOW):
+    window = order[start:start + size * WINDOW]
+    window = window[np.argsort(lengths[window], kind='stable')]
+    rows += [window[i:i + size] for i in range(0, len(window), size)]
+  return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def eval_batches(reviews: Reviews, batch_size: int, bucket_width: int,
+                 max_length: int) -> Iterator[tuple[np.ndarray, Batch]]:
+  """Every review once, the shortest first.
+
+  Yields:
+    (rows, batch): int [m] which reviews stand in the batch's first m rows, and
+    the batch as `pad` returns it.
+  """
+  order = np.argsort(reviews.lengths(max_length), kind='stable')
+  for start in range(0, len(order), batch_size):
+    rows = order[start:start + batch_size]
+    yield rows, pad(reviews, rows, batch_size, bucket_width, max_length)

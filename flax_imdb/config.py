@@ -1,0 +1,178 @@
+"""Config files: find, load, check, save, compare."""
+
+import importlib.util
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flax_imdb.errors import UserError
+
+_ROOT = pathlib.Path(__file__).parent
+# A checkout keeps `configs` beside the package, a wheel carries it inside.
+_CONFIG_PARENTS = (pathlib.Path(), _ROOT.parent, _ROOT)
+
+_CHOICES = {
+    'optimizer': ('rmsprop', 'adam', 'adamw', 'sgd'),
+    'schedule': ('constant', 'cosine'),
+    'early_stopping.monitor': ('loss', 'accuracy'),
+    'data.name': ('imdb_reviews', 'grammar_reviews'),
+    'model.cell': ('lstm', 'simple_rnn'),
+    'model.dtype': ('float32', 'bfloat16'),
+}
+_AT_LEAST = {
+    'seed': 0, 'num_epochs': 0, 'global_batch_size': 1, 'learning_rate': 0,
+    'warmup_epochs': 0, 'weight_decay': 0, 'clip_norm': 0,
+    'early_stopping.patience': 0, 'early_stopping.min_delta': 0,
+    'data.vocab_size': 5, 'data.max_length': 2, 'data.bucket_width': 0,
+    'model.embedding_dim': 1, 'model.width': 1, 'model.layers': 1,
+    'model.hidden_dim': 1,
+}
+_FRACTIONS = (
+    'label_smoothing', 'ema_decay', 'data.validation_fraction',
+    'model.word_dropout', 'model.embedding_dropout', 'model.pooled_dropout',
+)
+
+
+def find(path: str) -> pathlib.Path:
+  """Finds a config file, wherever the program was started.
+
+  Args:
+    path: as given, relative to the working directory or, like
+      'configs/debug.py', to the checkout or the installed package.
+
+  Raises:
+    UserError: there is no such file; lists the configs there are.
+  """
+  for parent in _CONFIG_PARENTS:
+    if (parent / path).is_file():
+      return parent / path
+  known = sorted({f'configs/{f.name}' for parent in _CONFIG_PARENTS[1:]
+                  for f in parent.glob('configs/*.py')})
+  raise UserError(f'config file {path} not found; there are {", ".join(known)}')
+
+
+def load(path: str) -> ConfigDict:
+  """Runs `get_config()` of a config file; `path` as in `find`."""
+  file = find(path)
+  spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    return module.get_config()
+  except Exception as e:  # whatever a config file can raise
+    raise UserError(f'config file {file}: {type(e).__name__}: {e}') from e
+
+
+def override(config: ConfigDict, field: str, text: str) -> None:
+  """Sets one field from the command line.
+
+  Args:
+    config: changed in place.
+    field: dotted name, such as 'model.width'.
+    text: the value; read as the type that the field has.
+
+  Raises:
+    UserError: no such field, or a text that is not of its type.
+  """
+  old = _flat(config).get(field)
+  if old is None:
+    raise UserError(
+        f'config.{field} is not a field; there are '
+        + ', '.join(sorted(_flat(config))))
+  try:
+    kind = type(old)
+    value: Any = _BOOLS[text.lower()] if kind is bool else kind(text)
+  except (ValueError, KeyError):
+    raise UserError(
+        f'config.{field}={text}: give {_TYPES[type(old)]}, such as {old}'
+    ) from None
+  config.update_from_flattened_dict({field: value})
+
+
+_BOOLS = {'true': True, 'false': False, '1': True, '0': False}
+_TYPES = {bool: 'true or false', int: 'a whole number', float: 'a number',
+          str: 'a text'}
+
+
+def check(config: ConfigDict) -> None:
+  """Checks the fields that need no data and no devices to be checked.
+
+  Raises:
+    UserError: a field is missing or unknown, or its value is out of range.
+  """
+  fields, known = _flat(config), _flat(load('configs/default.py'))
+  for field in sorted(set(fields) ^ set(known)):
+    raise UserError(
+        f'config.{field} is '
+        + ('not a field' if field in fields else 'missing')
+        + ': compare with configs/default.py')
+  for field, value in known.items():
+    given = fields[field]
+    if type(given) is not type(value):
+      raise UserError(
+          f'config.{field}={given!r}: give {_TYPES[type(value)]}, such as '
+          f'{value!r}')
+  for field, choices in _CHOICES.items():
+    if fields[field] not in choices:
+      raise UserError(
+          f'config.{field}={fields[field]}: choose {", ".join(choices)}')
+  for field, least in _AT_LEAST.items():
+    if not least <= fields[field] < float('inf'):
+      raise UserError(
+          f'config.{field}={fields[field]}: must be at least {least}')
+  for field in _FRACTIONS:
+    if not 0 <= fields[field] < 1:
+      raise UserError(
+          f'config.{field}={fields[field]}: must be at least 0 and under 1')
+  kinds = config.model.pooling.split('+')
+  if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
+    raise UserError(
+        f'config.model.pooling={config.model.pooling}: choose last, mean, max, '
+        'or some joined as in max+mean')
+  if config.data.bucket_width and not config.model.mask_padding:
+    raise UserError(
+        'config.model.mask_padding=False makes the answer depend on the amount '
+        'of padding: give --config.data.bucket_width=0 as well')
+
+
+def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
+  """The fields in which two configs differ: {field: (value, other value)}."""
+  a, b = _flat(config), _flat(other)
+  return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b})
+          if a.get(k) != b.get(k)}
+
+
+def save(config: ConfigDict, path: str | os.PathLike[str]) -> None:
+  """Writes a config as JSON."""
+  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  pathlib.Path(path).write_text(text, encoding='utf-8')
+
+
+def read(path: str | os.PathLike[str]) -> ConfigDict:
+  """Reads and checks what `save` wrote.
+
+  Raises:
+    UserError: the file is missing, damaged, or made by another version.
+  """
+  try:
+    config = ConfigDict(json.loads(pathlib.Path(path).read_text('utf-8')))
+  except (OSError, ValueError, TypeError) as e:
+    raise UserError(f'{path} is not a config ({e}): was the run directory '
+                    'copied whole?') from e
+  check(config)
+  return config
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+  """{'model.width': 64, ...}."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= {f'{key}.{k}': v for k, v in _flat(value).items()}
+    else:
+      flat[key] = value
+  return flat

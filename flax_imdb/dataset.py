@@ -1,0 +1,153 @@
+"""tfds -> tokenizer and ragged token ids, both kept in a cache.
+
+The cache is keyed by everything that its content depends on, and written to a
+temporary name and renamed: a stale or half-written file is never read.
+"""
+
+from collections.abc import Callable
+import hashlib
+import json
+import os
+import pathlib
+import time
+import zipfile
+
+from ml_collections import ConfigDict
+import numpy as np
+from tokenizers import Tokenizer
+
+from flax_imdb import builders
+from flax_imdb import tokenizer as tokenizer_lib
+from flax_imdb.batches import Reviews
+from flax_imdb.environment import cache_dir
+from flax_imdb.errors import UserError
+
+Announce = Callable[[str], None]
+
+
+def prepare(config: ConfigDict, announce: Announce) -> str:
+  """Downloads or generates the data set unless it is there.
+
+  Args:
+    config: the whole config; `config.data` is used.
+    announce: called with one line about each thing that takes time.
+
+  Returns:
+    The fingerprint of the prepared data.
+
+  Raises:
+    UserError: it can't be had; says what to do.
+  """
+  name = config.data.name
+  builders.prepare(name, announce)
+  fingerprint = builders.fingerprint(name)
+  assert fingerprint
+  return fingerprint
+
+
+def fit_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
+  """The tokenizer of the training reviews, validation left out.
+
+  Args and errors: as `prepare`.
+  """
+  data = config.data
+  path = _cache_path(
+      f'{data.name}-tokenizer', prepare(config, announce), data.train_split,
+      data.validation_fraction, data.vocab_size, tokenizer_lib.VERSION)
+  path = path.with_suffix('.json')
+  if path.exists():
+    try:
+      return tokenizer_lib.load(path)
+    except UserError as e:
+      announce(f'{e}; making it again')
+  start = time.perf_counter()
+  texts, labels = builders.read(data.name, data.train_split)
+  train, _ = _divide(len(labels), data.validation_fraction)
+  tokenizer = tokenizer_lib.fit(texts[train], data.vocab_size)
+  _write(path, lambda temporary: tokenizer_lib.save(tokenizer, temporary))
+  announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
+           f'{train.stop:,} reviews in {time.perf_counter() - start:.1f} s')
+  return tokenizer
+
+
+def load(config: ConfigDict, tokenizer: Tokenizer, split: str,
+         announce: Announce) -> Reviews:
+  """Token ids of the 'train', 'validation' or 'test' split.
+
+  Args:
+    config: the whole config; `config.data` is used.
+    tokenizer: encodes the reviews.
+    split: validation is the last part of the training reviews in tfds' order,
+      which tfds has shuffled once and for all.
+    announce: called with one line about each thing that takes time.
+
+  Raises:
+    UserError: the data can't be had, or the split is empty.
+  """
+  data = config.data
+  field = 'test_split' if split == 'test' else 'train_split'
+  reviews = _encoded(config, tokenizer, data[field], announce)
+  if split != 'test':
+    train, validation = _divide(len(reviews), data.validation_fraction)
+    reviews = reviews[train if split == 'train' else validation]
+  if not len(reviews):
+    raise UserError(f'no reviews to {split}: see config.data.{field} and '
+                    'config.data.validation_fraction')
+  return reviews
+
+
+def _divide(n: int, validation_fraction: float) -> tuple[slice, slice]:
+  """The slices of n training rows that train and that validate."""
+  train = n - round(n * validation_fraction)
+  return slice(0, train), slice(train, n)
+
+
+def _encoded(config: ConfigDict, tokenizer: Tokenizer, tfds_split: str,
+             announce: Announce) -> Reviews:
+  """All reviews of a tfds split, from the cache if it holds them."""
+  name = config.data.name
+  path = _cache_path(name, prepare(config, announce), tfds_split,
+                     tokenizer.to_str(), tokenizer_lib.VERSION)
+  path = path.with_suffix('.npz')
+  if path.exists():
+    try:
+      # Zip keeps a checksum of each array; a damaged one raises here.
+      with np.load(path, allow_pickle=False) as arrays:
+        return Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+      announce(f'{path} is damaged ({e}); making it again')
+  start = time.perf_counter()
+  texts, labels = builders.read(name, tfds_split)
+  rows = tokenizer_lib.encode(tokenizer, texts)
+  # Two bytes an id halve the file and the memory.
+  dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+  reviews = Reviews(
+      ids=np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype),
+      offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
+      labels=labels)
+  def save(temporary):
+    with open(temporary, 'wb') as f:  # a name would get .npz appended
+      np.savez(f, ids=reviews.ids, offsets=reviews.offsets, labels=labels)
+  _write(path, save)
+  announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
+           f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
+  return reviews
+
+
+def _cache_path(name: str, *key) -> pathlib.Path:
+  """A name for something that depends on `key`; the suffix is to be added."""
+  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+  return cache_dir() / 'ids' / f'{name}-{digest}'
+
+
+def _write(path: pathlib.Path, save: Callable[[str], None]) -> None:
+  """Calls save(temporary name), then renames; the disk may be full."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = f'{path}.{os.getpid()}.tmp'
+    save(temporary)
+    os.replace(temporary, path)
+  except OSError as e:
+    raise UserError(
+        f'cannot write the cache {path} ({e.strerror}): free some room, or set '
+        'XDG_CACHE_HOME to a directory that can be written') from e

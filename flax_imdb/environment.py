@@ -1,0 +1,47 @@
+"""What must be set before jax is imported. Imports nothing heavy itself.
+
+Every setting is a default: what the user's environment says stays.
+"""
+
+import os
+import pathlib
+
+# With fewer reviews than this a device waits more than it works.
+MIN_ROWS_PER_DEVICE = 16
+
+
+def cache_dir() -> pathlib.Path:
+  """Where token ids, compiled programs and generated data are kept."""
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'flax_imdb'
+
+
+def cpu_devices(global_batch_size: int, cores: int) -> int:
+  """The number of CPU devices: one a core, as far as the batch allows.
+
+  Returns:
+    The largest divisor of `global_batch_size` that is at most `cores` and
+    leaves each device `MIN_ROWS_PER_DEVICE` reviews; at least 1.
+  """
+  most = min(cores, global_batch_size // MIN_ROWS_PER_DEVICE)
+  return max((n for n in range(1, most + 1) if global_batch_size % n == 0),
+             default=1)
+
+
+def configure(global_batch_size: int) -> None:
+  """Sets the environment variables that jax and XLA read when they start."""
+  env = os.environ
+  if 'xla_force_host_platform_device_count' not in env.get('XLA_FLAGS', ''):
+    cores = len(os.sched_getaffinity(0)) if hasattr(
+        os, 'sched_getaffinity') else os.cpu_count() or 1
+    env.setdefault(
+        'JAX_NUM_CPU_DEVICES', str(cpu_devices(global_batch_size, cores)))
+  # XLA's thread pool is as large as the machine. CPU devices that wait in an
+  # all-reduce occupy it, and once all do, none can arrive: the run aborts.
+  devices = int(env.get('JAX_NUM_CPU_DEVICES', 8))
+  env.setdefault('NPROC', str(max(8, 4 * devices)))
+  env.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_dir() / 'xla'))
+  # By default only what took over a second to compile is kept: nothing, here.
+  env.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  env.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+  env.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's C++ log: errors only

@@ -1,0 +1,189 @@
+"""The command line: python -m flax_imdb.main --help."""
+
+import argparse
+import importlib.metadata
+import json
+import pathlib
+import sys
+from typing import NoReturn
+
+from ml_collections import ConfigDict
+
+from flax_imdb import __version__
+from flax_imdb import config as config_lib
+from flax_imdb import environment
+from flax_imdb import metrics
+from flax_imdb.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises a UserError where argparse would print its usage and exit."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}; see --help')
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
+  """Reads the flags and the config; the config is checked unless restored."""
+  parser = _Parser(
+      prog='python -m flax_imdb.main', description=__doc__, allow_abbrev=False,
+      epilog='--config.FIELD=VALUE changes a field of the config, such as '
+      '--config.model.width=32; configs/default.py explains them all.')
+  add = parser.add_argument
+  add('--mode', default='train',
+      choices=['train', 'eval', 'predict', 'prepare'],
+      help='train or resume; evaluate or predict with a run directory; or only '
+      'prepare the data')
+  add('--config', default='configs/default.py', metavar='FILE')
+  add('--workdir', metavar='DIR',
+      help='run directory; default: runs/ and the name of the config file')
+  add('--step', default='best', metavar='N',
+      help='eval, predict: best, latest or a number; default: best')
+  add('--split', default='test', choices=['train', 'validation', 'test'],
+      help='eval: which reviews; default: test')
+  add('--input', metavar='FILE',
+      help='predict: one review a line; default: standard input')
+  add('--json', action='store_true', help='predict: one JSON object a line')
+  add('words', nargs='*', help='predict: a review')
+  args, rest = parser.parse_known_args(argv)
+
+  if args.words and args.mode != 'predict':
+    raise UserError(f'unexpected {args.words[0]!r}: write fields as '
+                    '--config.FIELD=VALUE')
+  config = config_lib.load(args.config)
+  for word in rest:
+    field, equals, value = word.removeprefix('--config.').partition('=')
+    if not word.startswith('--config.') or not equals:
+      raise UserError(f'unknown flag {word}; see --help')
+    config_lib.override(config, field, value)
+  config_lib.check(config)
+  if rest and args.mode in ('eval', 'predict'):
+    raise UserError(
+        f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
+  if not args.workdir:
+    args.workdir = f'runs/{pathlib.Path(args.config).stem}'
+  args.workdir = str(pathlib.Path(args.workdir).absolute())
+  return args, config
+
+
+def _introduce(config: ConfigDict, args: argparse.Namespace,
+               terminal: metrics.Terminal) -> None:
+  """Says what runs where, before anything takes time."""
+  import jax
+
+  versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in
+                       ('jax', 'flax', 'optax', 'orbax-checkpoint'))
+  terminal.announce(f'flax_imdb {__version__} with {versions}')
+  device = jax.local_devices()[0].device_kind
+  terminal.announce(f'{jax.local_device_count()} x {device}; {args.mode} in '
+                    f'{args.workdir}')
+  default = config_lib.load('configs/default.py')
+  for field, (old, new) in config_lib.differences(default, config).items():
+    terminal.announce(f'  config.{field} = {new}  (default {old})')
+
+
+def _eval(args: argparse.Namespace, terminal: metrics.Terminal) -> None:
+  """--mode=eval: prints the scores of a restored run."""
+  from flax_imdb import dataset
+  from flax_imdb import evaluate
+  from flax_imdb import run
+
+  restored = run.restore(args.workdir, args.step)
+  _introduce(restored.config, args, terminal)
+  terminal.announce(f'step {restored.step}')
+  reviews = dataset.load(
+      restored.config, restored.tokenizer, args.split, terminal.announce)
+  logits = evaluate.make_logits(restored.config, restored.model)
+  result = evaluate.score(logits(restored.params, reviews), reviews.labels)
+  print(evaluate.text(args.split, result))
+
+
+def _predict(args: argparse.Namespace) -> None:
+  """--mode=predict: prints a label, a probability and the text per review."""
+  from flax_imdb import evaluate
+  from flax_imdb import run
+
+  texts = _texts(args)
+  restored = run.restore(args.workdir, args.step)
+  logits = evaluate.make_logits(restored.config, restored.model)
+  for prediction in evaluate.predict(
+      logits, restored.params, restored.tokenizer, texts):
+    print(json.dumps(prediction, ensure_ascii=False) if args.json
+          else evaluate.prediction_text(prediction))
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+  """The reviews to predict: from the words, the file, or standard input."""
+  if args.words:
+    if args.input:
+      raise UserError('give a review after the flags or --input, not both')
+    return [' '.join(args.words)]
+  source = args.input or 'standard input'
+  try:
+    raw = (pathlib.Path(args.input).read_bytes() if args.input
+           else sys.stdin.buffer.read())
+    lines = raw.decode('utf-8').splitlines()
+  except OSError as e:
+    raise UserError(f'cannot read {source} ({e.strerror})') from e
+  except UnicodeDecodeError as e:
+    line = raw[:e.start].count(b'\n') + 1
+    raise UserError(f'{source} is not UTF-8 in line {line}: convert it, for '
+                    'instance with iconv -t UTF-8') from e
+  if not lines:
+    raise UserError(f'{source} is empty: give one review a line')
+  return lines
+
+
+def _run(argv: list[str]) -> None:
+  """Does what the command line says."""
+  args, config = _parse(argv)
+  if args.mode in ('eval', 'predict'):
+    saved = pathlib.Path(args.workdir, 'config.json')
+    if saved.exists():
+      config = config_lib.read(saved)
+  environment.configure(config.global_batch_size)
+  import jax  # only now: it reads the environment when it starts
+
+  if config.debug:
+    jax.config.update('jax_disable_jit', True)
+    jax.config.update('jax_debug_nans', True)
+  terminal = metrics.Terminal()
+  if args.mode == 'train':
+    from flax_imdb import train
+    _introduce(config, args, terminal)
+    train.train(config, args.workdir, terminal)
+  elif args.mode == 'eval':
+    _eval(args, terminal)
+  elif args.mode == 'predict':
+    _predict(args)
+  else:
+    from flax_imdb import dataset
+    tokenizer = dataset.fit_tokenizer(config, terminal.announce)
+    for split in ('train', 'test'):
+      reviews = dataset.load(config, tokenizer, split, terminal.announce)
+      terminal.announce(f'{split}: {len(reviews):,} reviews are ready')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the program and returns its exit status.
+
+  0: done; 1: the run failed; 2: a mistake in what was given; 130: interrupted.
+  """
+  debug = any(word.lower() in ('--config.debug=true', '--config.debug=1')
+              for word in argv)
+  try:
+    _run(argv)
+    return 0
+  except (UserError, FloatingPointError) as e:
+    if debug:
+      raise
+    metrics.fail(str(e))
+    return 2 if isinstance(e, UserError) else 1
+  except KeyboardInterrupt:
+    metrics.fail('interrupted; the same command resumes from the last '
+                 'checkpoint')
+    return 130
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Devices: placement of state and batches, and the one pmap wrapper.
+
+Parameters are truly replicated: no array has a device axis but the batch. A
+`pmap` with `in_axes=None` for them is the form with the cheapest dispatch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from flax_imdb.errors import UserError
+
+AXIS = 'batch'
+
+
+def check(global_batch_size: int) -> None:
+  """Checks that the devices share a batch evenly.
+
+  Raises:
+    UserError: they do not; names the sizes that would fit.
+  """
+  n = jax.local_device_count()
+  if global_batch_size % n:
+    raise UserError(
+        f'config.global_batch_size={global_batch_size} is not divisible by the '
+        f'{n} devices: use {max(1, global_batch_size // n) * n}'
+        + (', or set JAX_NUM_CPU_DEVICES to a divisor'
+           if jax.default_backend() == 'cpu' else ''))
+
+
+def replicate(tree: Any) -> Any:
+  """Puts a tree of arrays whole on every local device.
+
+  The placement is the one `data_parallel` returns its state in: any other
+  would compile the step a second time.
+  """
+  mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def to_host(tree: Any) -> Any:
+  """Copies a replicated tree to NumPy arrays, from the first local device."""
+  # A copy: a mere view would keep the buffer from being donated. Not `x[0]`,
+  # which gathers from all devices.
+  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data), tree)
+
+
+def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Splits the rows of a batch among the devices: [B, ...] to [D, B/D, ...]."""
+  n = jax.local_device_count()
+  return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable:
+  """Compiles step(state, batch) -> (state, sums) for all local devices.
+
+  Args:
+    step: works on one device's rows; must add up what depends on them with
+      `sum_over_devices`, or the devices drift apart unseen.
+
+  Returns:
+    A function of a replicated state, whose buffers it reuses, and a batch of
+    `shard`; both results are replicated.
+  """
+  return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None),
+                  donate_argnums=0)
+
+
+def forward(function: Callable[[Any, Any], Any]) -> Callable:
+  """Compiles function(params, batch) -> rows; the rows keep the device axis."""
+  return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0)
+
+
+def sum_over_devices(tree: Any) -> Any:
+  """Adds up a tree over the devices, inside a `data_parallel` step."""
+  # One vector is one all-reduce; over gloo a tree costs one round trip a leaf.
+  vector, unravel = ravel_pytree(tree)
+  return unravel(jax.lax.psum(vector, AXIS))
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+  """Derives one PRNG key for each of this device's rows.
+
+  A key depends on the row's place in the global batch, not on the number of
+  devices, so dropout is the same on any of them.
+  """
+  place = jax.lax.axis_index(AXIS) * rows + jax.numpy.arange(rows)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(place)

@@ -1,0 +1,151 @@
+"""Recurrent cells and their scan over time, which never computes on padding.
+
+Shapes: T time steps, B reviews, E input features, H = width.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+Carry = tuple[jax.Array, ...]
+
+
+def _dense(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+  """Multiplies in `dtype`, adds up in float32."""
+  return jnp.dot(
+      x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+
+
+class LSTMCell(nn.Module):
+  """Keras' LSTM cell: gates in the order i f g o, forget bias 1.
+
+  Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers 2000:
+  c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
+
+  Attributes:
+    width: H, units.
+    dtype: of the operands of the matrix products; all else is float32.
+  """
+  width: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, carry: Carry, x_BE: jax.Array) -> Carry:
+    c_BH, h_BH = carry
+    h4 = 4 * self.width
+    kernel = self.param(
+        'kernel', nn.initializers.glorot_uniform(), (x_BE.shape[-1], h4))
+    recurrent_kernel = self.param(
+        'recurrent_kernel', nn.initializers.orthogonal(), (self.width, h4))
+    bias = self.param('bias', _forget_one, (h4,))
+    z = (_dense(x_BE, kernel, self.dtype)
+         + _dense(h_BH, recurrent_kernel, self.dtype) + bias)
+    i, f, g, o = jnp.split(z, 4, axis=-1)
+    c_BH = nn.sigmoid(f) * c_BH + nn.sigmoid(i) * jnp.tanh(g)
+    return c_BH, nn.sigmoid(o) * jnp.tanh(c_BH)
+
+  def start(self, batch_size: int) -> Carry:
+    """The carry (c, h) before the first step: zeros, float32 [B, H] each."""
+    zeros = jnp.zeros((batch_size, self.width))
+    return zeros, zeros
+
+
+class SimpleRNNCell(nn.Module):
+  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990).
+
+  Attributes: as `LSTMCell`.
+  """
+  width: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, carry: Carry, x_BE: jax.Array) -> Carry:
+    h_BH, = carry
+    kernel = self.param(
+        'kernel', nn.initializers.glorot_uniform(),
+        (x_BE.shape[-1], self.width))
+    recurrent_kernel = self.param(
+        'recurrent_kernel', nn.initializers.orthogonal(),
+        (self.width, self.width))
+    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    return jnp.tanh(_dense(x_BE, kernel, self.dtype)
+                    + _dense(h_BH, recurrent_kernel, self.dtype) + bias),
+
+  def start(self, batch_size: int) -> Carry:
+    """The carry (h,) before the first step: zeros, float32 [B, H]."""
+    return jnp.zeros((batch_size, self.width)),
+
+
+CELLS = {'lstm': LSTMCell, 'simple_rnn': SimpleRNNCell}
+
+
+class _Step(nn.Module):
+  """One time step: the cell, and the carry frozen where the review is over."""
+  cell: str
+  width: int
+  dtype: Any
+  mask_padding: bool
+
+  @nn.compact
+  def __call__(self, carry: Carry, inputs: tuple[jax.Array, jax.Array],
+               lengths_B: jax.Array) -> tuple[Carry, jax.Array]:
+    t, x_BE = inputs
+    new = CELLS[self.cell](self.width, self.dtype, name='cell')(carry, x_BE)
+    if self.mask_padding:
+      inside_B1 = (t < lengths_B)[:, None]
+      new = tuple(jnp.where(inside_B1, n, o) for n, o in
+                  zip(new, carry, strict=True))
+    return new, new[-1]
+
+
+class RecurrentLayer(nn.Module):
+  """A cell scanned over time.
+
+  Attributes:
+    cell: a key of `CELLS`.
+    width: H, units.
+    dtype: of the operands of the matrix products.
+    mask_padding: freeze the carry at t >= length. A backward layer then waits
+      in its zero carry until it meets the review's last word, so no sequence
+      is ever turned round.
+    reverse: read from the last step to the first.
+    remat: compute the gates again in the backward pass rather than store
+      them: on a CPU twice as fast, for it writes a tenth of the memory.
+  """
+  cell: str
+  width: int
+  dtype: Any = jnp.float32
+  mask_padding: bool = True
+  reverse: bool = False
+  remat: bool = True
+
+  @nn.compact
+  def __call__(self, x_TBE: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Runs the layer.
+
+    Args:
+      x_TBE: float32 [T, B, E] inputs, time first.
+      lengths_B: int32 [B] valid steps of each review, 1 to T.
+
+    Returns:
+      float32 [T, B, H] hidden states; past a review's end its state repeats.
+    """
+    length, batch_size, _ = x_TBE.shape
+    # prevent_cse only guards code outside of loops; in a scan it costs time.
+    step = nn.remat(_Step, prevent_cse=False) if self.remat else _Step
+    scan = nn.scan(
+        step, variable_broadcast='params', split_rngs={'params': False},
+        in_axes=(0, nn.broadcast), out_axes=0, reverse=self.reverse)
+    carry = CELLS[self.cell](self.width, parent=None).start(batch_size)
+    steps = scan(self.cell, self.width, self.dtype, self.mask_padding,
+                 name='steps')
+    _, h_TBH = steps(carry, (jnp.arange(length), x_TBE), lengths_B)
+    return h_TBH
+
+
+def _forget_one(key: jax.Array, shape: tuple[int], dtype: Any = jnp.float32):
+  """Zeros, but 1 for the forget gate (Jozefowicz et al. 2015)."""
+  del key
+  return jnp.zeros(shape, dtype).at[shape[0] // 4:shape[0] // 2].set(1)

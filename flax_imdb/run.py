@@ -1,0 +1,149 @@
+"""A run directory: what it holds, and how it is opened again.
+
+config.json  tokenizer.json  checkpoints/  metrics.jsonl
+events.out.tfevents.*  summary.json
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from tokenizers import Tokenizer
+
+from flax_imdb import config as config_lib
+from flax_imdb import model as model_lib
+from flax_imdb import optimizer as optimizer_lib
+from flax_imdb import parallel
+from flax_imdb import tokenizer as tokenizer_lib
+from flax_imdb.checkpoint import Checkpoints
+from flax_imdb.errors import UserError
+from flax_imdb.step import TrainState
+from flax_imdb.step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished or interrupted run, ready to evaluate.
+
+  Attributes:
+    config: what it was trained with.
+    tokenizer: the one it was trained with.
+    model: holds no arrays.
+    params: the parameters to evaluate with, replicated.
+    step: when they were saved.
+  """
+  config: ConfigDict
+  tokenizer: Tokenizer
+  model: model_lib.SentimentClassifier
+  params: Any
+  step: int
+
+
+def create(workdir: str, config: ConfigDict) -> bool:
+  """Makes a run directory, or checks that it belongs to this config.
+
+  Returns:
+    True if it was there already: the run is to be resumed.
+
+  Raises:
+    UserError: it was made with another config, or can't be written.
+  """
+  path = pathlib.Path(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / '.writable').touch()
+    (path / '.writable').unlink()
+  except OSError as e:
+    raise UserError(
+        f'cannot write to {workdir} ({e.strerror}): choose another --workdir'
+    ) from e
+  if not (path / 'config.json').exists():
+    config_lib.save(config, path / 'config.json')
+    return False
+  made_with = config_lib.read(path / 'config.json')
+  changed = config_lib.differences(made_with, config)
+  if changed:
+    fields = ', '.join(f'{k}: {a} there, {b} now'
+                       for k, (a, b) in changed.items())
+    raise UserError(f'{workdir} was made with another config ({fields}): give '
+                    'the same one to resume, or another --workdir')
+  return True
+
+
+def restore(workdir: str, which: str) -> Run:
+  """Opens a run directory to evaluate or to predict; changes nothing in it.
+
+  Args:
+    workdir: the run directory.
+    which: 'best', 'latest' or a step's number.
+
+  Raises:
+    UserError: it is no run directory, or has no such step; says which it has.
+  """
+  path = pathlib.Path(workdir)
+  if not (path / 'config.json').exists():
+    raise UserError(
+        f'{workdir} is no run directory, steps found: []: train one with '
+        f'python -m flax_imdb.main --workdir={workdir}, or give another')
+  config = config_lib.read(path / 'config.json')
+  parallel.check(config.global_batch_size)
+  model = model_lib.build(config)
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    steps = checkpoints.steps()
+    if which == 'best':
+      step = checkpoints.best()
+    elif which == 'latest':
+      step = checkpoints.latest()
+    else:
+      step = int(which) if which.isdigit() else None
+    if step not in steps:
+      raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
+                      + ('choose one with --step' if steps else 'train first'))
+    params = checkpoints.restore_eval_params(step, template(config, model))
+  tokenizer = tokenizer_lib.load(path / 'tokenizer.json')
+  return Run(config, tokenizer, model, params, step)
+
+
+def template(
+    config: ConfigDict, model: model_lib.SentimentClassifier) -> TrainState:
+  """The shapes of a train state; the schedule does not change them."""
+  optimizer = optimizer_lib.build(config, steps_per_epoch=1)
+  return jax.eval_shape(lambda: init_state(config, model, optimizer))
+
+
+def parameter_count(params: Any) -> int:
+  """The number of floats in a tree of arrays."""
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def parameter_table(params: Any) -> str:
+  """A line for each array, its shape and size, and their total."""
+  rows = [(jax.tree_util.keystr(path, simple=True, separator='/'),
+           ' x '.join(map(str, x.shape)), f'{x.size:,}')
+          for path, x in jax.tree_util.tree_leaves_with_path(params)]
+  rows.append(('parameters', '', f'{parameter_count(params):,}'))
+  name, shape, size = (max(map(len, column)) for column in
+                       zip(*rows, strict=True))
+  return '\n'.join(f'{a:<{name}}  {b:<{shape}}  {c:>{size}}'
+                   for a, b, c in rows)
+
+
+def params_sha256(params: Any) -> str:
+  """One string for a tree of arrays: equal if and only if all bytes are."""
+  digest = hashlib.sha256()
+  leaves = {jax.tree_util.keystr(path): x
+            for path, x in jax.tree_util.tree_leaves_with_path(params)}
+  for name in sorted(leaves):
+    digest.update(np.ascontiguousarray(leaves[name]).tobytes())
+  return digest.hexdigest()
+
+
+def write_summary(workdir: str, summary: dict[str, Any]) -> None:
+  """Writes summary.json."""
+  text = json.dumps(summary, indent=2) + '\n'
+  pathlib.Path(workdir, 'summary.json').write_text(text, encoding='utf-8')

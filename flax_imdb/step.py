@@ -1,0 +1,99 @@
+"""The train step: one batch of reviews, one update of the parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from flax_imdb import model as model_lib
+from flax_imdb import parallel
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes; a checkpoint of it is a whole run so far.
+
+  Attributes:
+    step: int32 [] steps done.
+    params: the model's parameters, float32.
+    opt_state: optax' state.
+    ema: running average of `params`, or {} if config.ema_decay is 0.
+    sums: float32 [] each, over the epoch so far: loss, correct and weight of
+      its reviews, and the gradient's norm added up over its steps.
+  """
+  step: jax.Array
+  params: Params
+  opt_state: optax.OptState
+  ema: Params
+  sums: dict[str, jax.Array]
+
+  def eval_params(self) -> Params:
+    """The parameters to evaluate with: the average where there is one."""
+    return self.ema or self.params
+
+
+def init_state(config: ConfigDict, model: model_lib.SentimentClassifier,
+               optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step; depends on config.seed alone."""
+  def init() -> TrainState:
+    init_key, _ = jax.random.split(jax.random.key(config.seed))
+    params = model_lib.init(model, init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params,
+        opt_state=optimizer.init(params),
+        ema=params if config.ema_decay else {},
+        sums={k: jnp.zeros(())
+              for k in ('loss', 'correct', 'weight', 'grad_norm')})
+  return jax.jit(init)()
+
+
+def make_train_step(
+    config: ConfigDict, model: model_lib.SentimentClassifier,
+    optimizer: optax.GradientTransformation, steps_per_epoch: int,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict[str, jax.Array]]]:
+  """Makes step(state, batch) -> (state, sums), compiled for all devices.
+
+  The batch is one of `batches.pad` after `parallel.shard`. Losses and gradients
+  are summed over all devices and divided by the global weight, so that a short
+  last batch and unequal shares count every review the same.
+  """
+  def train_step(state: TrainState, batch: dict[str, jax.Array]):
+    _, dropout_key = jax.random.split(jax.random.key(config.seed))
+    keys = parallel.row_keys(
+        jax.random.fold_in(dropout_key, state.step), len(batch['labels']))
+    targets = optax.smooth_labels(
+        jnp.stack([1 - batch['labels'], batch['labels']], axis=-1),
+        config.label_smoothing)[:, 1]
+
+    def summed_loss(params):
+      logits: jax.Array = model.apply(  # type: ignore[assignment]
+          {'params': params}, batch['ids'], batch['lengths'], keys)
+      losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+      correct = (logits > 0) == (batch['labels'] > 0)
+      return jnp.vdot(losses, batch['weights']), jnp.vdot(
+          correct, batch['weights'])
+
+    (loss, correct), gradient = jax.value_and_grad(
+        summed_loss, has_aux=True)(state.params)
+    loss, correct, weight, gradient = parallel.sum_over_devices(
+        (loss, correct, batch['weights'].sum(), gradient))
+    gradient = jax.tree.map(lambda g: g / weight, gradient)
+
+    updates, opt_state = optimizer.update(
+        gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(
+        params, state.ema, 1 - config.ema_decay) if state.ema else {}
+    added = {'loss': loss, 'correct': correct, 'weight': weight,
+             'grad_norm': optax.global_norm(gradient)}
+    first = state.step % steps_per_epoch == 0
+    sums = {k: jnp.where(first, 0, state.sums[k]) + v for k, v in added.items()}
+    return TrainState(state.step + 1, params, opt_state, ema, sums), sums
+
+  return parallel.data_parallel(train_step)

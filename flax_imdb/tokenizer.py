@@ -1,0 +1,87 @@
+"""Text to token ids: the only encoder of the program.
+
+Training, evaluation and prediction all call `encode`; the fitted tokenizer is
+saved as `tokenizer.json` in the run directory, so they can't disagree.
+
+Ids as in Keras' IMDB: 0 padding, 1 start of review, 2 unknown word, 3 never
+used, words from 4 by falling frequency.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import os
+
+import numpy as np
+from tokenizers import Regex
+from tokenizers import Tokenizer
+from tokenizers import models
+from tokenizers import normalizers
+from tokenizers import pre_tokenizers
+from tokenizers import processors
+from tokenizers import trainers
+
+from flax_imdb.errors import UserError
+
+PADDING_ID, START_ID, UNKNOWN_ID, FIRST_WORD_ID = 0, 1, 2, 4
+_SPECIAL = ['[PAD]', '[START]', '[UNK]', '[UNUSED]']  # their ids, in order
+
+# Part of the key of the ids cache: raise it when `encode` changes its answer.
+VERSION = 1
+
+
+def fit(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+  """Learns the most frequent words.
+
+  Args:
+    texts: reviews; only the training split's, or evaluation would leak.
+    vocab_size: number of ids, the 4 special ones included; at least 5.
+
+  Returns:
+    A word-level tokenizer with at most `vocab_size` ids: lower case, `<br />`
+    and punctuation read as a space, apostrophes inside words kept. Words of
+    equal frequency are taken in alphabetical order.
+  """
+  tokenizer = Tokenizer(models.WordLevel(unk_token='[UNK]'))
+  tokenizer.normalizer = normalizers.Sequence([
+      normalizers.Lowercase(),
+      normalizers.Replace(Regex(r'<br\s*/?>'), ' '),
+      normalizers.Replace('\u2019', "'"),  # so that don\u2019t is don't
+      normalizers.Replace(Regex(r"[^\w\s']|_|(?<!\w)'|'(?!\w)"), ' '),
+  ])
+  tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  tokenizer.post_processor = processors.TemplateProcessing(
+      single='[START] $A', special_tokens=[('[START]', START_ID)])
+  trainer = trainers.WordLevelTrainer(
+      vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False)
+  tokenizer.train_from_iterator(texts, trainer)
+  return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+  """Encodes reviews, at full length.
+
+  Returns:
+    One int32 [length] array a review; length is 1 + its number of words, for
+    every review begins with `START_ID`.
+  """
+  encodings = tokenizer.encode_batch_fast(list(texts))
+  return [np.asarray(e.ids, np.int32) for e in encodings]
+
+
+def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
+  """Writes `tokenizer.json`."""
+  tokenizer.save(os.fspath(path))
+
+
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+  """Reads what `save` wrote.
+
+  Raises:
+    UserError: the file is missing or is no tokenizer.
+  """
+  try:
+    return Tokenizer.from_file(os.fspath(path))
+  except Exception as e:  # the library raises bare Exception
+    raise UserError(
+        f'{os.fspath(path)} is not a tokenizer ({e}): copy it again from the '
+        'run directory, or train again') from e

@@ -1,0 +1,224 @@
+"""The training run: from a config and a run directory to a summary."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+from tokenizers import Tokenizer
+
+from flax_imdb import batches as batches_lib
+from flax_imdb import builders
+from flax_imdb import dataset
+from flax_imdb import evaluate
+from flax_imdb import metrics
+from flax_imdb import model as model_lib
+from flax_imdb import optimizer as optimizer_lib
+from flax_imdb import parallel
+from flax_imdb import run
+from flax_imdb import step as step_lib
+from flax_imdb import tokenizer as tokenizer_lib
+from flax_imdb.checkpoint import Checkpoints
+
+# The host waits for the device this often, and then only for the steps before
+# the last ones: the queue is bounded and never runs dry.
+WAIT_EVERY = 8
+
+
+@dataclasses.dataclass
+class Progress:
+  """What a run remembers beside its state; a part of every checkpoint.
+
+  Attributes:
+    reference: the score that the next one must beat by `min_delta`; None
+      before the first. The larger, the better.
+    waited: epochs since one did.
+    stopped: early stopping has ended the run.
+    seconds: spent on training and validation, over all resumes.
+  """
+  reference: float | None = None
+  waited: int = 0
+  stopped: bool = False
+  seconds: float = 0.0
+
+  def update(self, score: float, patience: int, min_delta: float) -> None:
+    """Takes in an epoch's score; patience 0 never stops."""
+    if self.reference is None or score > self.reference + min_delta:
+      self.reference, self.waited = score, 0
+    else:
+      self.waited += 1
+    self.stopped = 0 < patience <= self.waited
+
+
+def train(config: ConfigDict, workdir: str,
+          terminal: metrics.Terminal) -> dict[str, Any]:
+  """Trains, or goes on, and evaluates the best weights.
+
+  Args:
+    config: checked by `config.check`.
+    workdir: the run directory; one that holds a run of this config is resumed.
+    terminal: told what happens.
+
+  Returns:
+    What summary.json holds.
+
+  Raises:
+    UserError: data, devices or run directory don't fit.
+    FloatingPointError: the loss is no longer finite; nothing was saved since.
+  """
+  parallel.check(config.global_batch_size)
+  run.create(workdir, config)
+  tokenizer = _tokenizer(config, workdir, terminal)
+  reviews = dataset.load(config, tokenizer, 'train', terminal.announce)
+  validation = dataset.load(config, tokenizer, 'validation', terminal.announce)
+  batches = batches_lib.TrainBatches(
+      reviews, config.seed, config.global_batch_size, config.data.bucket_width,
+      config.data.max_length)
+
+  model = model_lib.build(config)
+  optimizer = optimizer_lib.build(config, batches.steps_per_epoch)
+  train_step = step_lib.make_train_step(
+      config, model, optimizer, batches.steps_per_epoch)
+  logits = evaluate.make_logits(config, model)
+  steps_total = config.num_epochs * batches.steps_per_epoch
+  progress = Progress()
+
+  with Checkpoints(workdir) as checkpoints:
+    latest = checkpoints.latest()
+    if latest is None:
+      state = parallel.replicate(step_lib.init_state(config, model, optimizer))
+    else:
+      state, saved = checkpoints.restore(latest, run.template(config, model))
+      progress = Progress(**saved)
+    step = latest or 0
+    terminal.announce(run.parameter_table(state.params))
+    if latest is not None:
+      done = progress.stopped or step == steps_total
+      terminal.announce(
+          ('already at' if done else 'resuming from')
+          + f' step {step} of {steps_total}'
+          + (', stopped early' if progress.stopped else ''))
+    else:
+      terminal.announce(
+          f'{steps_total:,} steps, {batches.steps_per_epoch:,} an epoch of '
+          f'{len(reviews):,} reviews; compiling the first')
+
+    writers = metrics.Writers(workdir, step)
+    terminal.start(step, steps_total)
+    try:
+      while step < steps_total and not progress.stopped:
+        # NOTE: the order matters. The metrics line is on disk before the
+        # checkpoint that stands for it: a kill in between repeats the epoch
+        # and its line, and loses neither.
+        epoch_start = time.perf_counter()
+        state, sums, rate = _epoch(
+            train_step, state, step, batches, terminal, steps_total)
+        step = int(parallel.to_host(state.step))
+        line = {'epoch': step // batches.steps_per_epoch, 'step': step,
+                'train': metrics.means(sums)}
+        _check_finite(line, sums)
+        result = evaluate.score(
+            logits(state.eval_params(), validation), validation.labels)
+        line['validation'] = result
+        score = (-result['loss'] if config.early_stopping.monitor == 'loss'
+                 else result['accuracy'])
+        progress.update(score, config.early_stopping.patience,
+                        config.early_stopping.min_delta)
+        progress.seconds += time.perf_counter() - epoch_start
+        writers.write(line, {'reviews_per_second': rate})
+        checkpoints.save(state, dataclasses.asdict(progress), score)
+        terminal.announce(_epoch_text(line, config.num_epochs, rate))
+    finally:
+      terminal.stop()
+      writers.close()
+    if checkpoints.latest() is None:  # no epochs were asked for
+      checkpoints.save(state, dataclasses.asdict(progress), score=0.0)
+    checkpoints.wait()
+    best = checkpoints.best()
+    assert best is not None
+    params = checkpoints.restore_eval_params(
+        best, run.template(config, model))
+
+  test = dataset.load(config, tokenizer, 'test', terminal.announce)
+  splits = {'train': reviews, 'validation': validation, 'test': test}
+  scores = {name: evaluate.score(logits(params, split), split.labels)
+            for name, split in splits.items()}
+  summary = {
+      'config': config.to_dict(), 'step': step, 'steps_total': steps_total,
+      'best_step': best, 'stopped_early': progress.stopped, **scores,
+      'seconds': round(progress.seconds, 3),
+      'parameters': run.parameter_count(state.params),
+      'params_sha256': run.params_sha256(parallel.to_host(state.params)),
+  }
+  run.write_summary(workdir, summary)
+  terminal.announce(f'best weights: step {best} of {step}')
+  for name, result in scores.items():
+    terminal.announce(evaluate.text(name, result))
+  if config.show_examples:
+    texts, labels = builders.read(config.data.name, config.data.test_split)
+    shortest = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    shortest = shortest[:config.show_examples]
+    for row, prediction in zip(shortest, evaluate.predict(
+        logits, params, tokenizer, [texts[row] for row in shortest]),
+                               strict=True):
+      terminal.announce(f'is {evaluate.LABELS[labels[row]]}, predicted '
+                        + evaluate.prediction_text(prediction))
+  return summary
+
+
+def _tokenizer(config: ConfigDict, workdir: str,
+               terminal: metrics.Terminal) -> Tokenizer:
+  """The run directory's tokenizer; fitted if there is none yet."""
+  path = pathlib.Path(workdir, 'tokenizer.json')
+  if not path.exists():
+    tokenizer = dataset.fit_tokenizer(config, terminal.announce)
+    tokenizer_lib.save(tokenizer, path)
+  return tokenizer_lib.load(path)
+
+
+def _epoch(train_step, state, step: int, batches: batches_lib.TrainBatches,
+           terminal: metrics.Terminal, steps_total: int):
+  """Trains to the end of the epoch that `step` lies in.
+
+  Returns:
+    (state, the epoch's sums as NumPy arrays, reviews a second).
+  """
+  epoch = step // batches.steps_per_epoch + 1
+  rate = metrics.Rate()
+  waiting = sums = None
+  while True:
+    batch = batches(step)
+    state, sums = train_step(state, parallel.shard(batch))
+    step += 1
+    rate.add(int(batch['weights'].sum()))
+    if step % batches.steps_per_epoch == 0:
+      return state, parallel.to_host(sums), rate.per_second()
+    if step % WAIT_EVERY == 0:
+      if waiting is not None:
+        so_far = metrics.means(parallel.to_host(waiting))
+        terminal.update(step, (
+            f'epoch {epoch}  step {step}/{steps_total}  '
+            f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
+            f'{rate.per_second():,.0f} reviews/s'))
+      waiting = sums
+
+
+def _check_finite(line: dict[str, Any], sums: dict[str, np.ndarray]) -> None:
+  """Raises FloatingPointError, so that a broken state is never saved."""
+  if not np.isfinite(sums['loss'] + sums['grad_norm']):
+    raise FloatingPointError(
+        f'the loss or the gradient was not finite in the epoch to step '
+        f'{line["step"]}; the checkpoint before is kept: lower '
+        'config.learning_rate or set config.clip_norm')
+
+
+def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:
+  train_, validation = line['train'], line['validation']
+  return (
+      f'epoch {line["epoch"]}/{num_epochs}  step {line["step"]}  '
+      f'train loss {train_["loss"]:.4f} accuracy {train_["accuracy"]:.4f}  '
+      f'validation loss {validation["loss"]:.4f} accuracy '
+      f'{validation["accuracy"]:.4f}  {rate:,.0f} reviews/s')
+
