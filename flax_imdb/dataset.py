@@ -91,7 +91,7 @@ def load(config: ConfigDict, tokenizer: Tokenizer, split: str,
     train, validation = _divide(len(reviews), data.validation_fraction)
     reviews = reviews[train if split == 'train' else validation]
   if not len(reviews):
-    raise UserError(f'no reviews to {split}: see config.data.{field} and '
+    raise UserError(f'the {split} split has no reviews: see config.data.{field} and '
                     'config.data.validation_fraction')
   return reviews
 

@@ -3,7 +3,7 @@
 Every review is neutral talk about an invented film with two to six verdicts
 strewn in. All verdicts of a review mean the same, its label; but a good word
 may be negated, conceded before a `but`, or quoted from someone who was wrong.
-So praise and blame use almost the same words, and a model has to read them in
+So praise and blame use much the same words, and a model has to read them in
 order: `benchmarks/bag_of_words.py` says how little the counts alone tell.
 """
 
@@ -38,8 +38,8 @@ _SENTIMENT = {
 # with as many negated claims as plain ones the word counts would tell nothing
 # at all; more plain claims leave them a mild signal.
 _WORDS = {
-  'clause': '{+claim}, {+claim}, {+feeling}',
   'verdict': '{+statement}, {+turn}',
+  'clause': '{+claim}, {+claim}, {+feeling}',
   'claim': '{+plain}, {+plain}, {+plain}, {+negated}',
   'title': '"{things} over {town}", "No {things} for {first}", '
            '"{first} and the {things}", "{things} and {things}"',
@@ -54,9 +54,9 @@ _WORDS = {
   'things': """Teapots, Trombones, Geese, Ladders, Umbrellas, Lanterns, Hats,
     Tortoises, Suitcases, Turnips, Candles, Postmen, Pickles, Accordions""",
   'job': """baker, tailor, beekeeper, clockmaker, librarian, judge, plumber,
-    dentist, gardener, cartographer, violinist, postman, magician, blacksmith""",
+    dentist, gardener, cartographer, violinist, postman, magician, sailor""",
   'thing': """umbrella, teapot, trombone, telescope, suitcase, ladder, wig, map,
-    compass, lantern, cuckoo clock, barometer, diary, wheelbarrow, snow globe""",
+    compass, lantern, cuckoo clock, barometer, wheelbarrow, snow globe""",
   'animal': """goat, goose, parrot, otter, donkey, walrus, greyhound, mule,
     hedgehog, peacock, tortoise, ferret, camel, rooster, heron, llama""",
   'genre': 'crime, science-fiction, pirate, ghost, wedding, courtroom, spy',
@@ -96,7 +96,7 @@ _TEMPLATES = {
     {subject} was {degree} {+adj}
     {subject} is a {+noun}
     {subject} {+verb}
-    {subject} {+verb} and {+verb}
+    {subject} {+verb} from start to finish
     {subject} never stops being {+adj}
     nobody can deny that {subject} is {+adj}
     {subject} is not only {+adj} but a {+noun}""",
@@ -106,7 +106,7 @@ _TEMPLATES = {
     {subject} is not a {-noun}
     {subject} is hardly a {-noun}
     {subject} never {-verb}
-    {subject} neither {-verb} nor {-verb}
+    {subject} never once {-verb}
     there is nothing {-adj} about {subject}
     {subject} is anything but {-adj}
     only a sleepy {animal} would call {subject} a {-noun}""",
@@ -162,7 +162,7 @@ _TEMPLATES = {
 }
 
 # Drawn once per review, so that a review keeps to one film.
-_CAST = {'title': '{title}', 'hero': '{first}', 'rival': '{last}',
+_CAST = {'title': '{title}', 'hero': '{first}', 'rival': 'Doctor {last}',
          'star': '{name}', 'director': '{name}'}
 
 # Words wanted in a review, at equally spaced quantiles; the last sentence may

@@ -2,6 +2,9 @@
 
 Parameters are truly replicated: no array has a device axis but the batch. A
 `pmap` with `in_axes=None` for them is the form with the cheapest dispatch.
+
+Without jit (config.debug) there is one device and no pmap: the arrays that the
+model sees are then real ones, to print or to inspect in a debugger.
 """
 
 from collections.abc import Callable
@@ -19,13 +22,21 @@ from flax_imdb.errors import UserError
 AXIS = 'batch'
 
 
+def _devices() -> list[jax.Device]:
+  return jax.local_devices()[:1 if _debugging() else None]
+
+
+def _debugging() -> bool:
+  return jax.config.jax_disable_jit  # type: ignore[attr-defined]
+
+
 def check(global_batch_size: int) -> None:
   """Checks that the devices share a batch evenly.
 
   Raises:
     UserError: they do not; names the sizes that would fit.
   """
-  n = jax.local_device_count()
+  n = len(_devices())
   if global_batch_size % n:
     raise UserError(
         f'config.global_batch_size={global_batch_size} is not divisible by the '
@@ -40,7 +51,7 @@ def replicate(tree: Any) -> Any:
   The placement is the one `data_parallel` returns its state in: any other
   would compile the step a second time.
   """
-  mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+  mesh = Mesh(np.array(_devices()), (AXIS,))
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -53,7 +64,7 @@ def to_host(tree: Any) -> Any:
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Splits the rows of a batch among the devices: [B, ...] to [D, B/D, ...]."""
-  n = jax.local_device_count()
+  n = len(_devices())
   return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
@@ -68,17 +79,23 @@ def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable:
     A function of a replicated state, whose buffers it reuses, and a batch of
     `shard`; both results are replicated.
   """
+  if _debugging():
+    return lambda state, batch: step(state, _only_shard(batch))
   return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None),
                   donate_argnums=0)
 
 
 def forward(function: Callable[[Any, Any], Any]) -> Callable:
   """Compiles function(params, batch) -> rows; the rows keep the device axis."""
+  if _debugging():
+    return lambda params, batch: function(params, _only_shard(batch))
   return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0)
 
 
 def sum_over_devices(tree: Any) -> Any:
   """Adds up a tree over the devices, inside a `data_parallel` step."""
+  if _debugging():
+    return tree
   # One vector is one all-reduce; over gloo a tree costs one round trip a leaf.
   vector, unravel = ravel_pytree(tree)
   return unravel(jax.lax.psum(vector, AXIS))
@@ -90,5 +107,10 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
   A key depends on the row's place in the global batch, not on the number of
   devices, so dropout is the same on any of them.
   """
-  place = jax.lax.axis_index(AXIS) * rows + jax.numpy.arange(rows)
+  device = 0 if _debugging() else jax.lax.axis_index(AXIS)
+  place = device * rows + jax.numpy.arange(rows)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+
+
+def _only_shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {k: v[0] for k, v in batch.items()}

@@ -1,20 +1,22 @@
 """The embedded corpus: fixed for ever, balanced, and not solved by counting."""
 
+from collections import Counter
 import hashlib
 import re
-from collections import Counter
 
 import numpy as np
 import pytest
 
-from flax_imdb.grammar import SENTIMENT, generate
+from flax_imdb.grammar import SENTIMENT
+from flax_imdb.grammar import generate
 
 # Another hash means another corpus: whoever changes the grammar also raises
-# VERSION in flax_imdb/builders.py, or prepared copies of the old one stay in
-# use, and measures the benchmarks anew.
-_SHA256 = ''
+# the VERSION of grammar_reviews in builders.py and tfds_builders.py, or
+# prepared copies of the old corpus stay in use, and measures anew.
+_SHA256 = '1e60121adade491bda8328fe5177712e9f61fd8719c55f154101f88cd845c2d2'
 
 _WORD = re.compile(r"[a-z']+")
+_ADJECTIVE = '|'.join(SENTIMENT['adj'][0] + SENTIMENT['adj'][1])
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +93,8 @@ def test_text_is_clean(corpus):
 def test_negation_turns_a_word_round(corpus):
   """`is bad` blames and `is not bad` praises, in every review."""
   found = Counter()
-  for match, label in _sentences(corpus, r'(?:It|The \w+) is (not )?(\w+)\.'):
+  pattern = rf'(?:It|The [a-z ]+) is (not )?({_ADJECTIVE})[.!]'
+  for match, label in _sentences(corpus, pattern):
     negated = match[1] is not None
     assert _sense(match[2]) ^ negated == label, match[0]
     found[negated, label] += 1
@@ -99,13 +102,16 @@ def test_negation_turns_a_word_round(corpus):
 
 
 def test_the_clause_after_the_contrast_decides(corpus):
+  """What stands between `although` and the comma is conceded."""
   found = Counter()
-  pattern = r'Although .* is (\w+), (?:it|the \w+) is (\w+)\.'
-  for match, label in _sentences(corpus, pattern):
-    if match[1] in sum(SENTIMENT['adj'], []):
-      assert (_sense(match[1]), _sense(match[2])) == (1 - label, label)
-      found[label] += 1
-  assert len(found) == 2
+  clause = rf'(?:it|the \w+) is (not )?({_ADJECTIVE})'
+  for pattern, conceded in ((rf'Although {clause}, .*', True),
+                            (rf'Although .*, {clause}\.', False)):
+    for match, label in _sentences(corpus, pattern):
+      negated = match[1] is not None
+      assert _sense(match[2]) ^ negated ^ conceded == label, match[0]
+      found[conceded, label] += 1
+  assert len(found) == 4 and min(found.values()) >= 5
 
 
 def test_a_rejected_opinion_means_its_opposite(corpus):
@@ -118,18 +124,18 @@ def test_a_rejected_opinion_means_its_opposite(corpus):
 
 
 def test_both_labels_use_the_same_sentiment_words(corpus):
-  """No class says any word even twice as often as the other does."""
+  """Each word is in both, and good ones at most 1.7 times as often in good."""
   counts = [Counter(), Counter()]
   for text, label in corpus:
     counts[label].update(_WORD.findall(text.lower()))
-  pairs = SENTIMENT.values()
-  words = [[w for pair in pairs for w in pair[sense] if ' ' not in w]
-           for sense in (0, 1)]
-  for word in set(words[0] + words[1]):
-    print(word, counts[0][word], counts[1][word])
   for sense in (0, 1):
-    a, b = (sum(counts[l][w] for w in words[sense]) for l in (0, 1))
-    print(sense, a, b, a/b)
+    words = {word for pair in SENTIMENT.values() for word in pair[sense]
+             if ' ' not in word}
+    own, other = counts[sense], counts[1 - sense]
+    assert max(own[word] / other[word] for word in words) < 4
+    assert max(other[word] / own[word] for word in words) < 4
+    ratio = sum(own[w] for w in words) / sum(other[w] for w in words)
+    assert 1 < ratio < 1.7
 
 
 def _accuracy_by_counts(texts, labels):
@@ -152,14 +158,13 @@ def _accuracy_by_counts(texts, labels):
 
 
 def test_word_counts_do_not_solve_it(corpus):
-  """Counting helps a little (0.7 of 0.5 to 1), and stays far from reading."""
+  """Counting helps a little, 0.67 here, and stays far from reading."""
   accuracy = _accuracy_by_counts(*zip(*corpus, strict=True))
-  print(accuracy)
   assert 0.55 < accuracy < 0.80
 
 
 def test_word_counts_would_solve_a_corpus_with_a_label_word(corpus):
   """The learner of the test above can learn: one telling word is enough."""
-  texts, labels = zip(*corpus, strict=True)
-  told = [f'{text} {("thumbsdown", "thumbsup")[label]}' for text, label in corpus]
+  labels = [label for _, label in corpus]
+  told = [f'{text} thumbs{("down", "up")[label]}' for text, label in corpus]
   assert _accuracy_by_counts(told, labels) > 0.95

@@ -1,0 +1,103 @@
+"""The scan over time against a Python loop and against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_imdb.recurrent import CELLS
+from flax_imdb.recurrent import LSTMCell
+from flax_imdb.recurrent import RecurrentLayer
+
+T, B, E, H = 7, 3, 5, 4
+LENGTHS = np.array([7, 1, 4], np.int32)
+
+
+def _sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+def _numpy_layer(cell, params, x, lengths, reverse=False):
+  """float64 [T, B, H] states, written down from the papers' formulas."""
+  kernel, recurrent, bias = (
+      np.asarray(params[k], np.float64)
+      for k in ('kernel', 'recurrent_kernel', 'bias'))
+  h, c = np.zeros((B, H)), np.zeros((B, H))
+  states = np.zeros((T, B, H))
+  for t in reversed(range(T)) if reverse else range(T):
+    for b in range(B):
+      if t < lengths[b]:
+        z = x[t, b] @ kernel + h[b] @ recurrent + bias
+        if cell == 'lstm':
+          i, f, g, o = np.split(z, 4)
+          c[b] = _sigmoid(f) * c[b] + _sigmoid(i) * np.tanh(g)
+          h[b] = _sigmoid(o) * np.tanh(c[b])
+        else:
+          h[b] = np.tanh(z)
+    states[t] = h
+  return states
+
+
+def _layer(cell, **kwargs):
+  layer = RecurrentLayer(cell, H, **kwargs)
+  x = np.random.default_rng(0).normal(size=(T, B, E)).astype(np.float32)
+  params = layer.init(jax.random.key(1), x, LENGTHS)['params']
+  return layer, params, x
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('cell', CELLS)
+def test_scan_equals_numpy(cell, reverse):
+  layer, params, x = _layer(cell, reverse=reverse)
+  got = layer.apply({'params': params}, x, LENGTHS)
+  want = _numpy_layer(cell, params['steps']['cell'], x, LENGTHS, reverse)
+  np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize('cell', CELLS)
+def test_scan_equals_a_python_loop_over_the_cell(cell):
+  layer, params, x = _layer(cell, mask_padding=False)
+  module = CELLS[cell](H)
+  carry, states = module.start(B), []
+  for t in range(T):
+    carry = module.apply({'params': params['steps']['cell']}, carry, x[t])
+    states.append(carry[-1])
+  got = layer.apply({'params': params}, x, LENGTHS)
+  np.testing.assert_allclose(got, np.stack(states), atol=1e-6)
+
+
+@pytest.mark.parametrize('cell', CELLS)
+def test_recomputing_the_gates_changes_no_gradient(cell):
+  def gradient(remat):
+    layer, params, x = _layer(cell, remat=remat)
+    def loss(params, x):
+      return jnp.sum(layer.apply({'params': params}, x, LENGTHS)**2)
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+               gradient(True), gradient(False))
+
+
+def test_state_stands_still_after_the_end_and_padding_has_no_gradient():
+  layer, params, x = _layer('lstm')
+  states = np.asarray(layer.apply({'params': params}, x, LENGTHS))
+  for b, length in enumerate(LENGTHS):
+    assert (states[length - 1:, b] == states[length - 1, b]).all()
+  gradient = np.asarray(jax.grad(
+      lambda x: jnp.sum(layer.apply({'params': params}, x, LENGTHS)))(x))
+  for b, length in enumerate(LENGTHS):
+    assert (gradient[length:, b] == 0).all()
+    assert (gradient[:length, b] != 0).all()
+
+
+def test_lstm_starts_as_keras_does():
+  cell = LSTMCell(32)
+  params = cell.init(
+      jax.random.key(0), cell.start(1), jnp.zeros((1, 48)))['params']
+  np.testing.assert_array_equal(
+      params['bias'], np.repeat([0, 1, 0, 0], 32))  # i f g o
+  limit = np.sqrt(6 / (48 + 128))
+  kernel = np.asarray(params['kernel'])
+  assert 0.95 * limit < np.abs(kernel).max() <= limit
+  recurrent = np.asarray(params['recurrent_kernel'])
+  assert recurrent.shape == (32, 128)
+  np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(32), atol=1e-5)
