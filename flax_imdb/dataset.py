@@ -91,8 +91,8 @@ def load(config: ConfigDict, tokenizer: Tokenizer, split: str,
     train, validation = _divide(len(reviews), data.validation_fraction)
     reviews = reviews[train if split == 'train' else validation]
   if not len(reviews):
-    raise UserError(f'the {split} split has no reviews: see config.data.{field} and '
-                    'config.data.validation_fraction')
+    raise UserError(f'the {split} split has no reviews: see config.data.{field}'
+                    ' and config.data.validation_fraction')
   return reviews
 
 

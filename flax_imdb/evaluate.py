@@ -20,8 +20,8 @@ LABELS = ('negative', 'positive')
 Logits = Callable[[Any, batches.Reviews], np.ndarray]
 
 
-def make_logits(
-    config: ConfigDict, model: model_lib.SentimentClassifier) -> Logits:
+def make_logits(config: ConfigDict, model: model_lib.SentimentClassifier,
+                clock: parallel.CompileClock) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
   `params` are replicated parameters. Each review goes through the model once;
@@ -31,7 +31,7 @@ def make_logits(
   def apply(params, batch):
     return model.apply({'params': params}, batch['ids'], batch['lengths'])
 
-  forward = parallel.forward(apply)
+  forward = clock.wrap(parallel.forward(apply))
 
   def logits(params: Any, reviews: batches.Reviews) -> np.ndarray:
     result = np.empty(len(reviews), np.float32)

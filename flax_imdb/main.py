@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import json
+import logging
 import pathlib
 import sys
 from typing import NoReturn
@@ -86,26 +87,30 @@ def _eval(args: argparse.Namespace, terminal: metrics.Terminal) -> None:
   """--mode=eval: prints the scores of a restored run."""
   from flax_imdb import dataset
   from flax_imdb import evaluate
+  from flax_imdb import parallel
   from flax_imdb import run
 
   restored = run.restore(args.workdir, args.step)
   _introduce(restored.config, args, terminal)
-  terminal.announce(f'step {restored.step}')
   reviews = dataset.load(
       restored.config, restored.tokenizer, args.split, terminal.announce)
-  logits = evaluate.make_logits(restored.config, restored.model)
+  clock = parallel.CompileClock()
+  logits = evaluate.make_logits(restored.config, restored.model, clock)
   result = evaluate.score(logits(restored.params, reviews), reviews.labels)
+  terminal.announce(f'step {restored.step}{clock.take()}')
   print(evaluate.text(args.split, result))
 
 
 def _predict(args: argparse.Namespace) -> None:
   """--mode=predict: prints a label, a probability and the text per review."""
   from flax_imdb import evaluate
+  from flax_imdb import parallel
   from flax_imdb import run
 
   texts = _texts(args)
   restored = run.restore(args.workdir, args.step)
-  logits = evaluate.make_logits(restored.config, restored.model)
+  logits = evaluate.make_logits(
+      restored.config, restored.model, parallel.CompileClock())
   for prediction in evaluate.predict(
       logits, restored.params, restored.tokenizer, texts):
     print(json.dumps(prediction, ensure_ascii=False) if args.json
@@ -142,6 +147,8 @@ def _run(argv: list[str]) -> None:
     if saved.exists():
       config = config_lib.read(saved)
   environment.configure(config.global_batch_size)
+  # orbax warns of each reading of a run directory that is not to be changed.
+  logging.getLogger('absl').setLevel(logging.ERROR)
   import jax  # only now: it reads the environment when it starts
 
   if config.debug:

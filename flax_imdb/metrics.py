@@ -90,22 +90,22 @@ class Writers:
 
 
 class Rate:
-  """Reviews a second since the last reset."""
+  """Reviews a second since this was made."""
 
   def __init__(self):
-    self.reset()
-
-  def reset(self) -> None:
-    """Starts to count."""
     self._start, self._reviews = time.perf_counter(), 0
 
   def add(self, reviews: int) -> None:
     """Counts reviews that are done."""
     self._reviews += reviews
 
+  def seconds(self) -> float:
+    """The time so far."""
+    return time.perf_counter() - self._start
+
   def per_second(self) -> float:
     """The rate so far."""
-    return self._reviews / (time.perf_counter() - self._start)
+    return self._reviews / self.seconds()
 
 
 def means(sums: dict[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ model sees are then real ones, to print or to inspect in a debugger.
 """
 
 from collections.abc import Callable
+import time
 from typing import Any
 
 import jax
@@ -114,3 +115,34 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
 
 def _only_shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {k: v[0] for k, v in batch.items()}
+
+
+class CompileClock:
+  """Times the compilations: the first call for each batch width."""
+
+  def __init__(self):
+    self._count, self._seconds = 0, 0.0
+
+  def wrap(self, function: Callable[[Any, dict], Any]) -> Callable:
+    """Counts what function(state, batch) compiles; waits for it."""
+    seen = set()
+    def timed(state, batch):
+      shape = batch['ids'].shape
+      if shape in seen:
+        return function(state, batch)
+      seen.add(shape)
+      start = time.perf_counter()
+      result = jax.block_until_ready(function(state, batch))
+      self._count += 1
+      self._seconds += time.perf_counter() - start
+      return result
+    return timed
+
+  def take(self) -> str:
+    """A few words on the compilations since the last call, '' if none."""
+    count, seconds = self._count, self._seconds
+    self._count, self._seconds = 0, 0.0
+    if not count:
+      return ''
+    shapes = 'batch shape' if count == 1 else 'batch shapes'
+    return f', {count} {shapes} compiled in {seconds:.1f} s'

@@ -100,7 +100,7 @@ def restore(workdir: str, which: str) -> Run:
     elif which == 'latest':
       step = checkpoints.latest()
     else:
-      step = int(which) if which.isdigit() else None
+      step = int(which) if which.isascii() and which.isdigit() else None
     if step not in steps:
       raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
                       + ('choose one with --step' if steps else 'train first'))

@@ -91,7 +91,7 @@ def make_train_step(
     ema = optax.incremental_update(
         params, state.ema, 1 - config.ema_decay) if state.ema else {}
     added = {'loss': loss, 'correct': correct, 'weight': weight,
-             'grad_norm': optax.global_norm(gradient)}
+             'grad_norm': optax.tree.norm(gradient)}
     first = state.step % steps_per_epoch == 0
     sums = {k: jnp.where(first, 0, state.sums[k]) + v for k, v in added.items()}
     return TrainState(state.step + 1, params, opt_state, ema, sums), sums

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import time
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -79,9 +78,10 @@ def train(config: ConfigDict, workdir: str,
 
   model = model_lib.build(config)
   optimizer = optimizer_lib.build(config, batches.steps_per_epoch)
-  train_step = step_lib.make_train_step(
-      config, model, optimizer, batches.steps_per_epoch)
-  logits = evaluate.make_logits(config, model)
+  clock = parallel.CompileClock()
+  train_step = clock.wrap(step_lib.make_train_step(
+      config, model, optimizer, batches.steps_per_epoch))
+  logits = evaluate.make_logits(config, model, clock)
   steps_total = config.num_epochs * batches.steps_per_epoch
   progress = Progress()
 
@@ -103,33 +103,49 @@ def train(config: ConfigDict, workdir: str,
     else:
       terminal.announce(
           f'{steps_total:,} steps, {batches.steps_per_epoch:,} an epoch of '
-          f'{len(reviews):,} reviews; compiling the first')
+          f'{len(reviews):,} reviews; each new batch shape compiles once')
 
     writers = metrics.Writers(workdir, step)
     terminal.start(step, steps_total)
+    first, rate, waiting = step, metrics.Rate(), None
     try:
+      # NOTE: the order matters. The metrics line is on disk before the
+      # checkpoint that stands for it: a kill in between repeats the epoch and
+      # its line, and loses neither.
       while step < steps_total and not progress.stopped:
-        # NOTE: the order matters. The metrics line is on disk before the
-        # checkpoint that stands for it: a kill in between repeats the epoch
-        # and its line, and loses neither.
-        epoch_start = time.perf_counter()
-        state, sums, rate = _epoch(
-            train_step, state, step, batches, terminal, steps_total)
-        step = int(parallel.to_host(state.step))
-        line = {'epoch': step // batches.steps_per_epoch, 'step': step,
-                'train': metrics.means(sums)}
-        _check_finite(line, sums)
+        batch = batches(step)
+        state, sums = train_step(state, parallel.shard(batch))
+        step += 1
+        rate.add(int(batch['weights'].sum()))
+        if step == first + 1:
+          terminal.announce('first step done' + clock.take())
+        if step % WAIT_EVERY == 0:
+          if waiting is not None:
+            terminal.update(step, _live_text(
+                parallel.to_host(waiting), step, batches.steps_per_epoch,
+                steps_total, rate.per_second()))
+          waiting = sums
+        if step % batches.steps_per_epoch:
+          continue
+
+        sums = parallel.to_host(sums)
+        _check_finite(step, sums)
+        reviews_per_second = rate.per_second()
         result = evaluate.score(
             logits(state.eval_params(), validation), validation.labels)
-        line['validation'] = result
         score = (-result['loss'] if config.early_stopping.monitor == 'loss'
                  else result['accuracy'])
         progress.update(score, config.early_stopping.patience,
                         config.early_stopping.min_delta)
-        progress.seconds += time.perf_counter() - epoch_start
-        writers.write(line, {'reviews_per_second': rate})
+        progress.seconds += rate.seconds()
+        line = {'epoch': step // batches.steps_per_epoch, 'step': step,
+                'train': metrics.means(sums), 'validation': result}
+        writers.write(line, {'reviews_per_second': reviews_per_second})
         checkpoints.save(state, dataclasses.asdict(progress), score)
-        terminal.announce(_epoch_text(line, config.num_epochs, rate))
+        terminal.announce(
+            _epoch_text(line, config.num_epochs, reviews_per_second)
+            + clock.take())
+        rate, waiting = metrics.Rate(), None
     finally:
       terminal.stop()
       writers.close()
@@ -178,40 +194,22 @@ def _tokenizer(config: ConfigDict, workdir: str,
   return tokenizer_lib.load(path)
 
 
-def _epoch(train_step, state, step: int, batches: batches_lib.TrainBatches,
-           terminal: metrics.Terminal, steps_total: int):
-  """Trains to the end of the epoch that `step` lies in.
-
-  Returns:
-    (state, the epoch's sums as NumPy arrays, reviews a second).
-  """
-  epoch = step // batches.steps_per_epoch + 1
-  rate = metrics.Rate()
-  waiting = sums = None
-  while True:
-    batch = batches(step)
-    state, sums = train_step(state, parallel.shard(batch))
-    step += 1
-    rate.add(int(batch['weights'].sum()))
-    if step % batches.steps_per_epoch == 0:
-      return state, parallel.to_host(sums), rate.per_second()
-    if step % WAIT_EVERY == 0:
-      if waiting is not None:
-        so_far = metrics.means(parallel.to_host(waiting))
-        terminal.update(step, (
-            f'epoch {epoch}  step {step}/{steps_total}  '
-            f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
-            f'{rate.per_second():,.0f} reviews/s'))
-      waiting = sums
-
-
-def _check_finite(line: dict[str, Any], sums: dict[str, np.ndarray]) -> None:
+def _check_finite(step: int, sums: dict[str, np.ndarray]) -> None:
   """Raises FloatingPointError, so that a broken state is never saved."""
   if not np.isfinite(sums['loss'] + sums['grad_norm']):
     raise FloatingPointError(
-        f'the loss or the gradient was not finite in the epoch to step '
-        f'{line["step"]}; the checkpoint before is kept: lower '
-        'config.learning_rate or set config.clip_norm')
+        f'the loss or the gradient was not finite in the epoch to step {step}; '
+        'the checkpoint before is kept: lower config.learning_rate or set '
+        'config.clip_norm')
+
+
+def _live_text(sums: dict[str, np.ndarray], step: int, steps_per_epoch: int,
+               steps_total: int, rate: float) -> str:
+  so_far = metrics.means(sums)
+  return (
+      f'epoch {(step - 1) // steps_per_epoch + 1}  step {step}/{steps_total}  '
+      f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
+      f'{rate:,.0f} reviews/s')
 
 
 def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:
