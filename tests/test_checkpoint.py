@@ -1,0 +1,116 @@
+"""Checkpoints: what is kept, what comes back, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_imdb import config as config_lib
+from flax_imdb import model as model_lib
+from flax_imdb import optimizer as optimizer_lib
+from flax_imdb import parallel
+from flax_imdb import run
+from flax_imdb.checkpoint import Checkpoints
+from flax_imdb.errors import UserError
+from flax_imdb.step import init_state
+
+
+def _state(step, **model):
+  config = config_lib.load('configs/debug.py')
+  config.ema_decay = 0.5
+  config.model.update(model)
+  built = model_lib.build(config)
+  state = init_state(config, built, optimizer_lib.build(config, 1))
+  state = state.replace(
+      step=jnp.asarray(step, jnp.int32),
+      ema=jax.tree.map(lambda x: x + step, state.params))
+  return parallel.replicate(state), run.template(config, built)
+
+
+def _save(workdir, scores):
+  with Checkpoints(str(workdir)) as checkpoints:
+    for step, score in scores.items():
+      state, _ = _state(step)
+      checkpoints.save(state, {'waited': step}, score)
+
+
+def test_best_and_latest_two_are_kept_when_validation_worsens(tmp_path):
+  _save(tmp_path, {1: 0.5, 2: 0.9, 3: 0.8, 4: 0.7, 5: 0.6})
+  for read_only in (False, True):  # also after reopening
+    with Checkpoints(str(tmp_path), read_only) as checkpoints:
+      assert checkpoints.steps() == [2, 4, 5]
+      assert checkpoints.best() == 2
+      assert checkpoints.latest() == 5
+
+
+def test_of_equal_scores_the_earliest_is_best(tmp_path):
+  _save(tmp_path, {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.9})
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    assert checkpoints.best() == 2
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_all_that_was_saved_comes_back_bit_for_bit(tmp_path):
+  _save(tmp_path, {7: -1.5})
+  state, template = _state(7)
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    restored, progress = checkpoints.restore(7, template)
+    params = checkpoints.restore_eval_params(7, template)
+  assert progress == {'waited': 7}
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored),
+                  strict=True):
+    assert a.dtype == b.dtype and a.sharding == b.sharding
+    np.testing.assert_array_equal(a, b)
+  jax.tree.map(np.testing.assert_array_equal, params, state.ema)
+
+
+def test_a_save_is_not_disturbed_by_the_next_step(tmp_path):
+  state, template = _state(3)
+  want = parallel.to_host(state)
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    checkpoints.save(state, {}, 0.0)
+    clear = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
+    jax.block_until_ready(clear(state))
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(3, template)
+  jax.tree.map(np.testing.assert_array_equal, parallel.to_host(restored), want)
+
+
+def test_other_shapes_are_refused_by_name(tmp_path):
+  _save(tmp_path, {1: 0.0})
+  _, template = _state(1, hidden_dim=5)
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    for restore in (checkpoints.restore, checkpoints.restore_eval_params):
+      with pytest.raises(
+          UserError, match=r'hidden/bias of shape \[4\], .* for \[5\]'):
+        restore(1, template)
+
+
+def test_another_structure_is_refused(tmp_path):
+  _save(tmp_path, {1: 0.0})
+  _, template = _state(1, layers=2)
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    with pytest.raises(UserError, match='checkpoint 1 cannot be restored'):
+      checkpoints.restore(1, template)
+
+
+def test_a_missing_step_is_refused_and_names_those_found(tmp_path):
+  _save(tmp_path, {1: 0.0, 2: 0.0})
+  _, template = _state(1)
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    with pytest.raises(UserError, match=r'steps found are \[1, 2\]'):
+      checkpoints.restore(9, template)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+  _save(tmp_path, {1: 0.0})
+  data = [f for f in (tmp_path / 'checkpoints' / '1' / 'model').rglob('*')
+          if f.is_file() and f.parent.name == 'd']
+  assert data
+  for file in data:
+    file.write_bytes(file.read_bytes()[:-20])
+  _, template = _state(1)
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    with pytest.raises(UserError, match='checkpoint 1 cannot be restored'):
+      checkpoints.restore_eval_params(1, template)

@@ -1,0 +1,239 @@
+"""The real command line, as a subprocess: train, resume, eval, predict."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+from conftest import TINY
+from conftest import finished
+from conftest import run_main
+import numpy as np
+import pytest
+
+
+def _lines(workdir):
+  return [json.loads(line)
+          for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def _summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def test_a_run_directory_holds_what_the_readme_says(trained):
+  workdir, output = trained
+  names = {p.name.split('.tfevents')[0] for p in workdir.iterdir()}
+  assert names == {'config.json', 'tokenizer.json', 'checkpoints', 'summary.json',
+                   'metrics.jsonl', 'events.out'}
+  summary = _summary(workdir)
+  # 110 reviews, 11 validate: 99 are 7 batches of 16, the last one of 3.
+  assert summary['step'] == summary['steps_total'] == 14
+  assert [summary[s]['n'] for s in ('train', 'validation', 'test')] == [
+      99, 11, 45]
+  assert summary['best_step'] in (7, 14)
+  assert re.fullmatch('[0-9a-f]{64}', summary['params_sha256'])
+  assert summary['parameters'] == 2000 * 8 + 2 * 8 * 32 + 32 + 17 * 16 + 17
+  assert summary['config']['model']['width'] == 8
+  assert summary['seconds'] > 0
+  lines = _lines(workdir)
+  assert [(x['epoch'], x['step'], x['train']['n']) for x in lines] == [
+      (1, 7, 99), (2, 14, 99)]
+  best = max(lines, key=lambda x: -x['validation']['loss'])
+  assert best['step'] == summary['best_step']
+  np.testing.assert_allclose(
+      best['validation']['loss'], summary['validation']['loss'], rtol=1e-6)
+  for part in ('config.model.width = 8  (default 64)', 'jax 0.', '2 x cpu',
+               'embed/embedding', f'{summary["parameters"]:,}', 'epoch 2/2',
+               'reviews/s', 'compil', 'encoded 110 reviews'):
+    assert part in output
+  assert output.count('is positive, predicted') + output.count(
+      'is negative, predicted') == 4
+
+
+def test_eval_prints_the_number_of_the_summary(trained):
+  workdir, output = trained
+  for split in ('test', 'validation', 'train'):
+    line = finished(run_main(
+        '--mode=eval', f'--workdir={workdir}',
+        f'--split={split}')).splitlines()[-1]
+    assert line in output.splitlines()
+  result = _summary(workdir)['validation']
+  assert f'loss {result["loss"]:.4f}  accuracy {result["accuracy"]:.4f}' in output
+
+
+def test_eval_takes_the_best_the_latest_or_any_step(trained):
+  workdir, _ = trained
+  last, best = (finished(run_main('--mode=eval', f'--workdir={workdir}', step))
+                for step in ('--step=latest', '--step=best'))
+  assert 'step 14\n' in last
+  assert f'step {_summary(workdir)["best_step"]}\n' in best
+  assert finished(run_main(
+      '--mode=eval', f'--workdir={workdir}', '--step=14')) == last
+
+
+def test_a_finished_run_says_so_and_evaluates_again(trained, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained[0], workdir)
+  before = _summary(workdir)
+  (workdir / 'summary.json').unlink()
+  output = finished(run_main(*TINY, f'--workdir={workdir}'))
+  assert 'already at step 14 of 14' in output
+  assert _summary(workdir) == before
+  assert _lines(workdir) == _lines(trained[0])
+
+
+def test_a_killed_run_resumes_to_the_same_bits(trained, tmp_path):
+  workdir = tmp_path / 'run'
+  argv = [sys.executable, '-m', 'flax_imdb.main', *TINY,
+          f'--workdir={workdir}']
+  # A longer second epoch would be luck: the kill waits for the first save only.
+  with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    while not (workdir / 'checkpoints' / '7').exists():
+      assert process.poll() is None
+      time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+  assert not (workdir / 'summary.json').exists()
+  output = finished(run_main(*TINY, f'--workdir={workdir}'))
+  assert re.search(r'resuming from step 7 of 14|already at step 14', output)
+  a, b = _summary(workdir), _summary(trained[0])
+  for summary in (a, b):
+    summary.pop('seconds')
+  assert a == b
+  assert ((workdir / 'metrics.jsonl').read_bytes()
+          == (trained[0] / 'metrics.jsonl').read_bytes())
+
+
+@pytest.mark.parametrize('devices', [1, 4, 8])
+def test_any_number_of_devices_gives_the_same_run(devices, trained, tmp_path):
+  """With dropout on; the sums' order differs, so the last digits may."""
+  workdir = tmp_path / 'run'
+  finished(run_main(*TINY, f'--workdir={workdir}', '--config.show_examples=4',
+                    JAX_NUM_CPU_DEVICES=str(devices)))
+  assert _summary(workdir)['config']['model']['pooled_dropout'] > 0
+  for a, b in zip(_lines(workdir), _lines(trained[0]), strict=True):
+    for split in ('train', 'validation'):
+      np.testing.assert_allclose(
+          a[split]['loss'], b[split]['loss'], rtol=1e-5)
+      assert a[split]['accuracy'] == b[split]['accuracy']
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_evaluates_on_other_devices_than_it_trained_on(devices, trained):
+  workdir, output = trained
+  line = finished(run_main(
+      '--mode=eval', f'--workdir={workdir}',
+      JAX_NUM_CPU_DEVICES=str(devices))).splitlines()[-1]
+  assert line in output.splitlines()
+
+
+def test_no_epochs_evaluate_the_initial_weights(tmp_path):
+  argv = [*TINY, f'--workdir={tmp_path}', '--config.num_epochs=0']
+  output = finished(run_main(*argv))
+  assert _summary(tmp_path)['step'] == 0
+  assert (tmp_path / 'checkpoints' / '0').is_dir()
+  line = finished(run_main('--mode=eval', f'--workdir={tmp_path}'))
+  assert line.splitlines()[-1] in output.splitlines()
+
+
+def test_early_stopping_stops_and_stays_stopped(tmp_path):
+  # A rate of nearly 0 improves nothing by 0.5 nats.
+  argv = [*TINY, f'--workdir={tmp_path}', '--config.num_epochs=9',
+          '--config.learning_rate=1e-9', '--config.early_stopping.patience=2',
+          '--config.early_stopping.min_delta=0.5']
+  finished(run_main(*argv))
+  summary = _summary(tmp_path)
+  assert summary['step'] == 3 * 7 and summary['steps_total'] == 9 * 7
+  assert summary['stopped_early']
+  assert 'already at step 21 of 63, stopped early' in finished(run_main(*argv))
+
+
+def test_debug_config_runs_without_jit():
+  """In the default directory for runs, beside the working directory."""
+  workdir = ROOT / 'runs' / 'debug'
+  shutil.rmtree(workdir, ignore_errors=True)
+  output = finished(run_main('--config=configs/debug.py'))
+  assert 'epoch 1/1' in output and workdir.is_dir()
+  shutil.rmtree(workdir)
+
+
+def test_prepare_makes_the_cache_that_train_reads(tmp_path):
+  argv = [*TINY, '--mode=prepare']
+  first = finished(run_main(*argv, XDG_CACHE_HOME=str(tmp_path)))
+  assert 'prepared grammar_reviews' in first and 'encoded' in first
+  again = finished(run_main(*argv, XDG_CACHE_HOME=str(tmp_path)))
+  assert again == 'train: 99 reviews are ready\ntest: 45 reviews are ready\n'
+
+
+def test_predict_reads_words_a_file_or_standard_input(trained, tmp_path):
+  workdir, _ = trained
+  argv = ['--mode=predict', f'--workdir={workdir}']
+  review = "I can't say I was bored."
+  words = finished(run_main(*argv, *review.split()))
+  assert re.fullmatch(
+      rf'(positive|negative) [01]\.\d{{3}}  {re.escape(review)}\n', words)
+  file = tmp_path / 'reviews.txt'
+  file.write_text(f'{review}\n\nzzyzx qwrtp\nthe film\u2019s caf\u00e9\n')
+  lines = finished(run_main(*argv, f'--input={file}')).splitlines()
+  assert lines[0] == words.strip()
+  assert len(lines) == 4
+  assert lines[1].endswith('(no words)')
+  assert lines[2].endswith('zzyzx qwrtp  (only unknown words)')
+  piped = finished(run_main(*argv, '--json', stdin=file.read_bytes()))
+  objects = [json.loads(line) for line in piped.splitlines()]
+  assert [x['text'] for x in objects] == file.read_text().splitlines()
+  for line, x in zip(lines, objects, strict=True):
+    assert line.startswith(f'{x["label"]} {x["probability"]:.3f}')
+    assert (x['label'] == 'positive') == (x['probability'] > 0.5)
+
+
+def _modules(process):
+  """The modules that -X importtime saw."""
+  return {line.rsplit('|', 1)[1].strip()
+          for line in process.stderr.decode().splitlines()
+          if line.startswith('import time:') and '|' in line}
+
+
+def test_tensorflow_is_never_imported(tmp_path):
+  argv = [sys.executable, '-X', 'importtime', '-m', 'flax_imdb.main', *TINY,
+          f'--workdir={tmp_path}', '--config.num_epochs=1']
+  env = os.environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+  process = subprocess.run(
+      argv, cwd=ROOT, env=env, capture_output=True, check=True, timeout=300)
+  modules = _modules(process)
+  assert 'tensorflow_datasets' in modules  # it prepared the data
+  assert not {m for m in modules if m.split('.')[0] == 'tensorflow'}
+
+
+def test_a_warm_start_imports_no_tfds(trained, tmp_path):
+  shutil.copytree(trained[0], tmp_path / 'run')
+  process = subprocess.run(
+      [sys.executable, '-X', 'importtime', '-m', 'flax_imdb.main',
+       '--mode=eval', f'--workdir={tmp_path}/run'],
+      cwd=ROOT, capture_output=True, check=True, timeout=300)
+  assert 'tensorflow_datasets' not in _modules(process)
+
+
+def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
+  subprocess.run(
+      [sys.executable, '-m', 'pip', 'wheel', str(ROOT), '--no-deps', '-q',
+       '--no-build-isolation', '-w', str(tmp_path)], check=True, timeout=300)
+  wheel, = tmp_path.glob('*.whl')
+  site = tmp_path / 'site'
+  subprocess.run(
+      [sys.executable, '-m', 'pip', 'install', str(wheel), '--no-deps', '-q',
+       '--target', str(site)], check=True, timeout=300)
+  program = ('import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); '
+             'runpy.run_module("flax_imdb.main", run_name="__main__")')
+  process = subprocess.run(
+      [sys.executable, '-c', program, str(site), *TINY, '--mode=prepare'],
+      cwd=tmp_path, capture_output=True, check=False, timeout=300)
+  assert process.returncode == 0, process.stderr
+  assert b'99 reviews are ready' in process.stdout
+  assert pathlib.Path(site, 'flax_imdb', 'configs', 'default.py').exists()

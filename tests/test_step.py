@@ -1,0 +1,184 @@
+"""The train step: golden numbers, exact sums, devices, no second compile."""
+
+import jax
+import numpy as np
+import pytest
+
+from flax_imdb import batches as batches_lib
+from flax_imdb import config as config_lib
+from flax_imdb import model as model_lib
+from flax_imdb import optimizer as optimizer_lib
+from flax_imdb import parallel
+from flax_imdb import run
+from flax_imdb import step as step_lib
+from flax_imdb.batches import Reviews
+
+
+def _config(**fields):
+  config = config_lib.load('configs/debug.py')
+  for field, value in fields.items():
+    config_lib.override(config, field, str(value))
+  return config
+
+
+def _reviews(n=40):
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 12, n)
+  return Reviews(
+      rng.integers(4, 100, lengths.sum()).astype(np.uint16),
+      np.concatenate([[0], np.cumsum(lengths)]),
+      rng.integers(0, 2, n).astype(np.int8))
+
+
+def _train(config, steps, reviews=None, steps_per_epoch=None):
+  """Runs `steps` steps; returns the last state and each step's sums."""
+  reviews = reviews or _reviews()
+  batches = batches_lib.TrainBatches(
+      reviews, config.seed, config.global_batch_size, config.data.bucket_width,
+      config.data.max_length)
+  steps_per_epoch = steps_per_epoch or batches.steps_per_epoch
+  model = model_lib.build(config)
+  optimizer = optimizer_lib.build(config, steps_per_epoch)
+  state = parallel.replicate(step_lib.init_state(config, model, optimizer))
+  train_step = step_lib.make_train_step(
+      config, model, optimizer, steps_per_epoch)
+  all_sums = []
+  for step in range(steps):
+    state, sums = train_step(state, parallel.shard(batches(step)))
+    all_sums.append(parallel.to_host(sums))
+  return parallel.to_host(state), all_sums
+
+
+def test_golden_numbers_of_one_step():
+  # If you did not mean to change what the model computes, this is a bug.
+  state, (sums,) = _train(_config(warmup_epochs=0), 1)
+  got = [float(sums[k]) for k in ('loss', 'correct', 'weight', 'grad_norm')]
+  np.testing.assert_allclose(got, GOLDEN_SUMS, rtol=1e-5)
+  norms = {jax.tree_util.keystr(path, simple=True, separator='/'):
+           float(np.linalg.norm(x)) for path, x in
+           jax.tree_util.tree_leaves_with_path(state.params)}
+  assert norms == pytest.approx(GOLDEN_NORMS, rel=1e-5)
+
+
+GOLDEN_SUMS = [5.5274982, 5.0, 8.0, 0.18958974]
+GOLDEN_NORMS = {
+    'embed/embedding': 2.7918849,
+    'forward_0/steps/cell/bias': 2.0050769,
+    'forward_0/steps/cell/kernel': 2.407084,
+    'forward_0/steps/cell/recurrent_kernel': 1.9954293,
+    'hidden/bias': 0.0099998927,
+    'hidden/kernel': 2.2766004,
+    'logit/bias': 0.0049998448,
+    'logit/kernel': 1.4497378,
+}
+
+
+def test_two_devices_equal_one_whole_batch():
+  """The gradient of the mean loss over the global batch, taken plainly."""
+  config = _config(**{'optimizer': 'sgd', 'schedule': 'constant',
+                      'warmup_epochs': 0, 'clip_norm': 0, 'learning_rate': 1,
+                      'model.word_dropout': 0, 'model.pooled_dropout': 0})
+  reviews = _reviews(13)  # the last batch holds 5 of 8: unequal shares
+  model = model_lib.build(config)
+  optimizer = optimizer_lib.build(config, 2)
+  before = step_lib.init_state(config, model, optimizer).params
+  batch = batches_lib.pad(reviews, np.arange(5), 8, 0, 12)
+
+  def mean_loss(params):
+    logits = model.apply(
+        {'params': params}, batch['ids'][:5], batch['lengths'][:5])
+    z = logits * (2 * batch['labels'][:5] - 1)
+    return jax.nn.softplus(-z).mean()
+  loss, gradient = jax.value_and_grad(mean_loss)(before)
+
+  state = parallel.replicate(step_lib.init_state(config, model, optimizer))
+  train_step = step_lib.make_train_step(config, model, optimizer, 2)
+  state, sums = train_step(state, parallel.shard(batch))
+  sums = parallel.to_host(sums)
+  assert sums['weight'] == 5
+  np.testing.assert_allclose(sums['loss'] / 5, loss, rtol=1e-5)
+  jax.tree.map(
+      lambda a, g, b: np.testing.assert_allclose(a - g, b, atol=1e-6),
+      before, gradient, parallel.to_host(state.params))
+  # Every device must hold the same parameters, or they drift apart unseen.
+  for x in jax.tree.leaves(state.params):
+    copies = [np.asarray(shard.data) for shard in x.addressable_shards]
+    assert len(copies) == 2
+    np.testing.assert_array_equal(*copies)
+
+
+def test_sums_start_anew_with_each_epoch():
+  _, sums = _train(_config(), 4, steps_per_epoch=3)
+  weights = [float(s['weight']) for s in sums]
+  assert weights == [8, 16, 24, 8]
+
+
+def test_the_step_compiles_once_a_width_and_donates_its_state():
+  compiled = []
+  def listen(name, duration, **kwargs):
+    del duration, kwargs
+    if name == '/jax/core/compile/backend_compile_duration':
+      compiled.append(name)
+  config = _config(**{'data.bucket_width': 0})
+  batches = batches_lib.TrainBatches(_reviews(), 0, 8, 0, 10)
+  model = model_lib.build(config)
+  optimizer = optimizer_lib.build(config, 5)
+  train_step = step_lib.make_train_step(config, model, optimizer, 5)
+  first = parallel.replicate(step_lib.init_state(config, model, optimizer))
+  state, sums = train_step(first, parallel.shard(batches(0)))
+  sums['loss'].block_until_ready()
+  assert all(x.is_deleted() for x in jax.tree.leaves(first))
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    for step in range(1, 4):
+      state, sums = train_step(state, parallel.shard(batches(step)))
+    sums['loss'].block_until_ready()
+    # So does a state that was restored.
+    train_step(parallel.replicate(parallel.to_host(state)),
+               parallel.shard(batches(4)))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert compiled == []
+
+
+def test_two_devices_run_thousands_of_steps_without_a_stall():
+  config = _config(**{'model.width': 2, 'data.max_length': 2,
+                      'data.bucket_width': 0})
+  state, sums = _train(config, 3000)
+  assert state.step == 3000
+  assert np.isfinite(sums[-1]['loss'])
+
+
+def test_evaluation_weights_are_the_running_average():
+  config = _config(**{'ema_decay': 0.75, 'schedule': 'constant',
+                      'warmup_epochs': 0})
+  trajectory = [_train(config, n)[0] for n in range(1, 4)]
+  model = model_lib.build(config)
+  optimizer = optimizer_lib.build(config, 5)
+  ema = parallel.to_host(
+      parallel.replicate(step_lib.init_state(config, model, optimizer).params))
+  for state in trajectory:
+    ema = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, ema, state.params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               ema, trajectory[-1].eval_params())
+
+
+def test_label_smoothing_pulls_the_loss_towards_both_labels():
+  plain, smooth = (
+      _train(_config(**{'label_smoothing': s}), 1)[1][0]['loss']
+      for s in (0.0, 0.5))
+  assert abs(plain - smooth) > 1e-3
+
+
+@pytest.mark.parametrize('name', ['default', 'notebook', 'quickstart', 'debug'])
+def test_every_config_trains_one_step(name):
+  config = config_lib.load(f'configs/{name}.py')
+  config_lib.check(config)
+  state, (sums,) = _train(config, 1, _reviews(150))
+  assert state.step == 1
+  assert np.isfinite(sums['loss']) and sums['grad_norm'] > 0
+  before = step_lib.init_state(
+      config, model_lib.build(config), optimizer_lib.build(config, 2))
+  if not config.warmup_epochs:  # else the first step's rate is 0
+    assert run.params_sha256(parallel.to_host(
+        parallel.replicate(before.params))) != run.params_sha256(state.params)
