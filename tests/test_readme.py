@@ -1,0 +1,100 @@
+"""The commands that README shows, run in the order in which it shows them."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+from conftest import ROOT
+import pytest
+
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```bash\n(.*?)```', README, flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()
+            if line and not line.startswith('#')]
+HAS_IMDB = pathlib.Path(
+    os.environ.get('TFDS_DATA_DIR', 'none'), 'imdb_reviews').is_dir()
+needs_imdb = pytest.mark.skipif(
+    not HAS_IMDB, reason='needs TFDS_DATA_DIR with imdb_reviews')
+
+
+def _program(command):
+  """Commands of the program without the environment and what pip installs."""
+  return re.sub(r'^pip install \S+( \S+)? && ', '', command)
+
+
+def _needs_imdb(command):
+  """True where a command uses the default config, that is IMDB."""
+  return '--config=' not in command and 'quickstart' not in command
+
+
+def test_the_two_commands_for_a_fresh_machine_are_there():
+  # `.ci/run` runs the second one, which runs the first one's program below.
+  assert COMMANDS[0] == ('pip install -e . && python -m flax_imdb.main '
+                         '--config=configs/quickstart.py')
+  assert COMMANDS[1] == "pip install -e '.[test]' && pytest"
+  assert COMMANDS[1] in (ROOT / '.ci' / 'run').read_text()
+
+
+def test_every_command_is_one_that_is_run_here_or_known():
+  known = ('python -m flax_imdb.main ', 'pytest', 'pip install',
+           'tensorboard ', 'python benchmarks/', 'echo ', 'launch/gpu.sh')
+  for command in COMMANDS:
+    assert (_program(command) + ' ').startswith(known), command
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+  """A directory that is not the checkout, where the commands leave runs/."""
+  return tmp_path_factory.mktemp('readme')
+
+
+@pytest.fixture(scope='module')
+def printed():
+  """What each command printed."""
+  return {}
+
+
+@pytest.mark.parametrize(
+    'command', [c for c in COMMANDS if 'flax_imdb.main' in c])
+def test_command(command, home, printed):
+  command = _program(command)
+  if _needs_imdb(command) and not HAS_IMDB:
+    pytest.skip('needs TFDS_DATA_DIR with imdb_reviews')
+  python = shlex.quote(sys.executable)
+  environ = os.environ | {'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(
+      command.replace('python -m', f'{python} -W error -m'), shell=True,
+      cwd=home, env=environ, capture_output=True, check=False, timeout=600)
+  assert process.returncode == 0, process.stderr.decode()
+  printed[command] = process.stdout.decode()
+  assert printed[command]
+
+
+@needs_imdb
+def test_the_default_run_keeps_its_promise_and_eval_agrees(home, printed):
+  summary = json.loads((home / 'runs/default/summary.json').read_text())
+  assert summary['test']['n'] == 25_000
+  assert summary['test']['accuracy'] >= 0.87
+  last = printed['python -m flax_imdb.main --mode=eval'].splitlines()[-1]
+  assert last in printed['python -m flax_imdb.main'].splitlines()
+  assert f'accuracy {summary["test"]["accuracy"]:.4f}' in last
+
+
+def test_quickstart_reads_what_word_counts_cannot(home):
+  summary = json.loads((home / 'runs/quickstart/summary.json').read_text())
+  assert summary['test']['n'] == 1_000
+  assert summary['test']['accuracy'] >= 0.93  # bag of words: 0.67
+
+
+def test_every_file_of_the_map_exists():
+  named = re.findall(r'^(?:flax_imdb|configs|tests|launch|benchmarks)/\S+',
+                     README, flags=re.MULTILINE)
+  assert len(named) > 20
+  for name in named:
+    assert (ROOT / name).exists(), name
+  for module in (ROOT / 'flax_imdb').glob('[a-z]*.py'):
+    assert f'flax_imdb/{module.name}' in named, module.name
