@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
   """The default config, so small that it runs without compilation."""
   config = config_lib.load('configs/default.py')
   config.debug = True  # print() and breakpoint() work inside the model
+  config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 1  # passes over 16 reviews
   config.global_batch_size = 8  # reviews a step
   config.data.name = 'grammar_reviews'  # generated: no network
@@ -21,6 +22,7 @@ def get_config() -> ConfigDict:
   config.data.vocab_size = 100  # token ids
   config.data.max_length = 10  # tokens
   config.data.bucket_width = 5  # tokens
+  config.model.bidirectional = False  # one direction
   config.model.embedding_dim = 4  # features a word
   config.model.width = 4  # units
   config.model.hidden_dim = 4  # units of the dense layer

@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
   config.warmup_epochs = 0.0  # epochs
   config.clip_norm = 0.0  # no limit to the gradient's norm
 
+  config.ema_decay = 0.0  # no averaged weights
+
   config.data.validation_fraction = 0.3  # of the training split, its last part
   config.data.vocab_size = 10_000  # token ids
   config.data.max_length = 500  # tokens
@@ -28,7 +30,9 @@ def get_config() -> ConfigDict:
   config.model.embedding_dim = 32  # features a word
   config.model.width = 32  # units
   config.model.pooling = 'last'  # the state after the last padding token
+  config.model.bidirectional = False  # one direction
   config.model.word_dropout = 0.0  # share of words read as unknown
+  config.model.embedding_dropout = 0.0  # share of features off
   config.model.pooled_dropout = 0.0  # share of pooled features off
   config.model.mask_padding = False  # the LSTM reads padding
   return config

@@ -11,12 +11,15 @@ from flax_imdb import config as config_lib
 def get_config() -> ConfigDict:
   """The default config, on a small data set that the package generates."""
   config = config_lib.load('configs/default.py')
+  config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 8  # passes over 3,600 reviews
   config.global_batch_size = 64  # reviews a step
   config.show_examples = 4  # short test reviews to print with predictions
   config.data.name = 'grammar_reviews'  # written by flax_imdb/grammar.py
   config.data.bucket_width = 128  # tokens; wider: half as much to compile
   config.data.vocab_size = 2_000  # token ids; the grammar knows fewer words
-  config.model.width = 32  # units
+  config.model.bidirectional = False  # one direction is enough here
   config.model.word_dropout = 0.0  # share of words read as unknown
+  config.model.embedding_dropout = 0.0  # share of features off for all words
+  config.model.pooled_dropout = 0.3  # share of pooled features off
   return config

@@ -1,0 +1,221 @@
+"""Config files are found, loaded, checked, changed, saved and compared."""
+
+import pathlib
+import re
+
+import pytest
+
+from flax_imdb import config as config_lib
+from flax_imdb.errors import UserError
+
+ROOT = pathlib.Path(config_lib.__file__).parents[1]
+FILES = sorted(f'configs/{f.name}' for f in ROOT.glob('configs/*.py'))
+START = """from flax_imdb import config as config_lib
+def get_config():
+  config = config_lib.load('configs/default.py')
+"""
+
+
+@pytest.fixture
+def default():
+  return config_lib.load('configs/default.py')
+
+
+def _file(tmp_path, lines):
+  path = tmp_path / 'mine.py'
+  path.write_text(f'{START}  {lines}\n  return config\n')
+  return str(path)
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_each_config_loads_and_is_valid(file):
+  config_lib.check(config_lib.load(file))
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_each_docstring_holds_the_command_of_its_file(file):
+  docstring = (ROOT / file).read_text('utf-8').split('"""')[1]
+  commands = re.findall(r'python -m flax_imdb\.main.*', docstring)
+  assert commands
+  for command in commands:
+    given = re.findall(r'--config=(\S+)', command)
+    assert given == [file] or (file, given) == ('configs/default.py', [])
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_each_field_of_a_config_has_a_comment(file):
+  lines = re.findall(r'^ *config\.[\w.]+ = .*$', (ROOT / file).read_text(),
+                     re.MULTILINE)
+  fields = [line for line in lines if not line.endswith('= ConfigDict()')]
+  assert len(fields) > 5
+  for line in fields:
+    assert re.search(r'  # \S', line), line
+
+
+def test_configs_are_found_from_another_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for file in FILES:
+    assert config_lib.find(file).samefile(ROOT / file)
+  assert config_lib.load('configs/quickstart.py').data.name == 'grammar_reviews'
+
+
+def test_another_projects_default_is_not_taken_for_ours(tmp_path, monkeypatch):
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'default.py').write_text(
+      'from ml_collections import ConfigDict\n'
+      'def get_config():\n  return ConfigDict({"other": 1})\n')
+  mine = pathlib.Path(_file(tmp_path, 'config.seed = 3'))
+  config = config_lib.load(str(mine))
+  monkeypatch.chdir(tmp_path)
+  config_lib.check(config)
+  with pytest.raises(UserError, match='config.* is (missing|not a field)'):
+    config_lib.check(config_lib.load('configs/default.py'))
+
+
+def test_an_unknown_file_lists_the_known_ones(tmp_path):
+  for path in ('configs/nope.py', str(tmp_path / 'x.py'), 'configs', ''):
+    with pytest.raises(UserError, match='not found') as e:
+      config_lib.load(path)
+    assert ', '.join(FILES) in str(e.value)
+
+
+@pytest.mark.parametrize(('field', 'text', 'value'), [
+    ('seed', '7', 7), ('learning_rate', '1e-4', 1e-4), ('clip_norm', '2', 2.0),
+    ('optimizer', 'sgd', 'sgd'), ('debug', 'true', True),
+    ('model.remat', 'False', False), ('model.bidirectional', '1', True),
+    ('data.train_split', 'train[:10]', 'train[:10]'),
+    ('early_stopping.patience', '3', 3)])
+def test_override_reads_the_fields_type(default, field, text, value):
+  before = config_lib.load('configs/default.py')
+  config_lib.override(default, field, text)
+  (changed,) = config_lib.differences(before, default).items()
+  assert changed[0] == field and changed[1][1] == value
+  assert type(changed[1][1]) is type(value)
+  config_lib.check(default)
+
+
+@pytest.mark.parametrize(('field', 'text', 'message'), [
+    ('model.widht', '3', r'config\.model\.widht is not a field.*model\.width'),
+    ('model', '3', r'config\.model is not a field.*seed'),
+    ('seed', '1.5', r'config\.seed=1\.5: give a whole number, such as 0'),
+    ('seed', '', 'config.seed=: give a whole number'),
+    ('num_epochs', '1e3', 'give a whole number, such as 5'),
+    ('learning_rate', 'fast', 'learning_rate=fast: give a number, such as 0.0'),
+    ('debug', 'maybe', 'config.debug=maybe: give true or false'),
+    ('debug', '2', 'give true or false')])
+def test_override_names_the_mistake(default, field, text, message):
+  with pytest.raises(UserError, match=message):
+    config_lib.override(default, field, text)
+  assert default == config_lib.load('configs/default.py')
+
+
+@pytest.mark.parametrize(('field', 'value', 'message'), [
+    ('optimizer', 'lion', 'choose rmsprop, adam, adamw, sgd'),
+    ('schedule', 'step', 'choose constant, cosine'),
+    ('early_stopping.monitor', 'f1', 'choose loss, accuracy'),
+    ('data.name', 'mnist', 'choose imdb_reviews, grammar_reviews'),
+    ('model.cell', 'gru', 'choose lstm, simple_rnn'),
+    ('model.dtype', 'float16', 'choose float32, bfloat16'),
+    ('seed', -1, 'at least 0'), ('num_epochs', -1, 'at least 0'),
+    ('seed', 2**32, 'seed'),
+    ('global_batch_size', 0, 'at least 1'), ('data.vocab_size', 4, 'least 5'),
+    ('data.max_length', 1, 'least 2'), ('data.bucket_width', -1, 'least 0'),
+    ('model.width', 0, 'least 1'), ('model.layers', 0, 'least 1'),
+    ('learning_rate', -1e-3, 'least 0'),
+    ('learning_rate', float('nan'), 'learning_rate=nan'),
+    ('learning_rate', float('inf'), 'learning_rate=inf'),
+    ('data.validation_fraction', 1.0, 'at least 0 and under 1'),
+    ('data.validation_fraction', -0.1, 'at least 0 and under 1'),
+    ('ema_decay', 1.0, 'under 1'), ('label_smoothing', float('nan'), 'under 1'),
+    ('model.word_dropout', 1.0, 'under 1'), ('model.pooling', '', 'last, mean'),
+    ('model.pooling', 'max+max', 'last, mean, max'),
+    ('model.pooling', 'sum', 'last, mean, max')])
+def test_check_refuses(default, field, value, message):
+  default.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=message) as e:
+    config_lib.check(default)
+  assert f'config.{field}={value}' in str(e.value)
+
+
+def test_check_refuses_buckets_for_a_model_that_reads_padding(default):
+  default.model.mask_padding = False
+  with pytest.raises(UserError, match=r'mask_padding=False.*bucket_width=0'):
+    config_lib.check(default)
+  default.data.bucket_width = 0
+  config_lib.check(default)
+
+
+def test_check_refuses_missing_and_unknown_fields_and_other_types(default):
+  default.model.widht = 3
+  with pytest.raises(UserError, match='config.model.widht is not a field'):
+    config_lib.check(default)
+  del default.model.widht
+  del default.model['width']
+  with pytest.raises(UserError, match='config.model.width is missing'):
+    config_lib.check(default)
+  default.model.width = 4.0
+  with pytest.raises(UserError, match=r'width=4\.0: give a whole number'):
+    config_lib.check(default)
+
+
+def test_a_config_file_may_write_1_for_1_0(tmp_path):
+  config = config_lib.load(_file(tmp_path, 'config.learning_rate = 1'))
+  assert type(config.learning_rate) is float
+  config_lib.check(config)
+
+
+@pytest.mark.parametrize(('lines', 'message'), [
+    ('config.num_epochs = 1.5', 'TypeError.*num_epochs'),
+    ('config.modle.width = 3', 'AttributeError.*modle'),
+    ('raise RuntimeError("so")', 'RuntimeError: so'),
+    ('x = (', 'SyntaxError'), ('return None', 'ConfigDict')])
+def test_a_faulty_config_file_is_named(tmp_path, lines, message):
+  path = _file(tmp_path, lines)
+  with pytest.raises(UserError, match=f'(?s){re.escape(path)}: .*{message}'):
+    config_lib.load(path)
+
+
+def test_a_config_file_must_be_python_with_a_get_config(tmp_path, default):
+  config_lib.save(default, tmp_path / 'config.json')
+  (tmp_path / 'empty.py').write_text('')
+  with pytest.raises(UserError, match='config.json'):
+    config_lib.load(str(tmp_path / 'config.json'))
+  with pytest.raises(UserError, match=r'empty\.py.*get_config'):
+    config_lib.load(str(tmp_path / 'empty.py'))
+
+
+def test_differences_name_both_values(default):
+  other = config_lib.load('configs/default.py')
+  assert config_lib.differences(default, other) == {}
+  other.model.width, other.seed = 3, 9
+  del default['debug']
+  assert config_lib.differences(default, other) == {
+      'debug': (None, False), 'model.width': (64, 3), 'seed': (0, 9)}
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_save_and_read_keep_values_and_types(file, tmp_path):
+  config = config_lib.load(file)
+  config_lib.save(config, tmp_path / 'config.json')
+  again = config_lib.read(str(tmp_path / 'config.json'))
+  assert config_lib.differences(config, again) == {}
+  assert repr(sorted(again.to_dict().items())) == repr(
+      sorted(config.to_dict().items()))  # 1.0 stays 1.0
+
+
+@pytest.mark.parametrize('text', [
+    None, '', '{"seed": 0', '[]', '[1]', '5', '"a"', 'null', '{}', '{"a.b": 1}',
+    '{"model": 3}', '\x00'])
+def test_a_damaged_config_json_is_refused(tmp_path, text):
+  path = tmp_path / 'config.json'
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(UserError):
+    config_lib.read(path)
+
+
+def test_what_is_read_is_checked(tmp_path, default):
+  default.optimizer = 'lion'
+  config_lib.save(default, tmp_path / 'config.json')
+  with pytest.raises(UserError, match='config.optimizer=lion'):
+    config_lib.read(tmp_path / 'config.json')

@@ -1,0 +1,146 @@
+"""What is set before jax starts, and that the user's settings stay."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from flax_imdb import environment
+
+ROOT = pathlib.Path(environment.__file__).parents[1]
+
+
+@pytest.fixture
+def env(monkeypatch):
+  """An environment of its own, without what `configure` sets."""
+  copy = {k: v for k, v in os.environ.items()
+          if not k.startswith(('JAX_', 'XLA_', 'NPROC', 'TF_CPP'))}
+  monkeypatch.setattr(os, 'environ', copy)
+  return copy
+
+
+def _cores(monkeypatch, n):
+  monkeypatch.setattr(
+      os, 'sched_getaffinity', lambda pid: set(range(n)), raising=False)
+
+
+@pytest.mark.parametrize(('batch', 'cores', 'devices'), [
+    (128, 1, 1), (128, 2, 2), (128, 3, 2), (128, 6, 4), (128, 8, 8),
+    (128, 64, 8), (512, 64, 32), (92, 8, 4), (90, 8, 5), (127, 8, 1),
+    (32, 2, 2), (31, 2, 1), (16, 2, 1), (1, 1, 1), (1, 64, 1)])
+def test_cpu_devices(batch, cores, devices):
+  assert environment.cpu_devices(batch, cores) == devices
+  assert batch % devices == 0
+
+
+@pytest.mark.parametrize('batch', [1, 8, 48, 100, 128, 384])
+@pytest.mark.parametrize('cores', [1, 2, 5, 32])
+def test_cpu_devices_share_the_batch_and_have_enough_of_it(batch, cores):
+  n = environment.cpu_devices(batch, cores)
+  assert 1 <= n <= cores and batch % n == 0
+  assert n == 1 or batch // n >= environment.MIN_ROWS_PER_DEVICE
+
+
+def test_configure_sets_devices_pool_and_compile_cache(env, monkeypatch):
+  _cores(monkeypatch, 4)
+  environment.configure(128)
+  assert env['JAX_NUM_CPU_DEVICES'] == '4'
+  assert env['NPROC'] == '16'
+  assert env['JAX_COMPILATION_CACHE_DIR'] == str(
+      environment.cache_dir() / 'xla')
+  assert env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
+  assert env['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] == '-1'
+
+
+@pytest.mark.parametrize(('cores', 'batch', 'pool'), [
+    (1, 128, 8), (2, 16, 8), (2, 128, 8), (8, 128, 32)])
+def test_the_pool_holds_more_threads_than_devices_can_block(
+    env, monkeypatch, cores, batch, pool):
+  _cores(monkeypatch, cores)
+  environment.configure(batch)
+  assert int(env['NPROC']) == pool
+  assert pool >= 4 * int(env['JAX_NUM_CPU_DEVICES'])
+
+
+def test_without_affinity_the_cores_are_counted(env, monkeypatch):
+  monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+  monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+  environment.configure(128)
+  assert env['JAX_NUM_CPU_DEVICES'] == '2'
+
+
+@pytest.mark.parametrize(('name', 'value'), [
+    ('JAX_NUM_CPU_DEVICES', '3'), ('NPROC', '5'),
+    ('JAX_COMPILATION_CACHE_DIR', 'elsewhere'),
+    ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '7'),
+    ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '9'),
+    ('TF_CPP_MIN_LOG_LEVEL', '0'), ('XLA_FLAGS', '--xla_dump_to=x')])
+def test_configure_keeps_what_the_user_set(env, name, value):
+  env[name] = value
+  environment.configure(128)
+  assert env[name] == value
+  assert 'JAX_NUM_CPU_DEVICES' in env and 'NPROC' in env
+
+
+def test_configure_leaves_the_devices_to_xla_flags(env):
+  flags = '--xla_dump_to=x --xla_force_host_platform_device_count=2'
+  env['XLA_FLAGS'] = flags
+  environment.configure(128)
+  assert 'JAX_NUM_CPU_DEVICES' not in env
+  assert env['XLA_FLAGS'] == flags and int(env['NPROC']) >= 8
+
+
+def test_configure_takes_an_empty_variable_for_none(env, monkeypatch):
+  _cores(monkeypatch, 2)
+  env['JAX_NUM_CPU_DEVICES'] = ''
+  environment.configure(128)
+  assert int(env['NPROC']) >= 8
+
+
+def test_configure_twice_changes_nothing(env):
+  environment.configure(128)
+  first = dict(env)
+  environment.configure(16)
+  assert env == first
+
+
+def test_cache_dir_follows_xdg_cache_home(env, monkeypatch, tmp_path):
+  env['XDG_CACHE_HOME'] = str(tmp_path)
+  assert environment.cache_dir() == tmp_path / 'flax_imdb'
+  monkeypatch.setattr(pathlib.Path, 'home', lambda: tmp_path / 'home')
+  for value in ('', None):
+    env.pop('XDG_CACHE_HOME')
+    if value is not None:
+      env['XDG_CACHE_HOME'] = value
+    assert environment.cache_dir() == tmp_path / 'home/.cache/flax_imdb'
+    env['XDG_CACHE_HOME'] = 'again'
+
+
+def test_jax_sees_what_configure_sets():
+  code = ('from flax_imdb import environment\n'
+          'environment.configure(48)\n'
+          'import jax\n'
+          'c = jax.config\n'
+          'print(jax.local_device_count(), c.jax_compilation_cache_dir,'
+          ' c.jax_persistent_cache_min_compile_time_secs)')
+  env = {k: v for k, v in os.environ.items()
+         if not k.startswith(('JAX_', 'XLA_', 'NPROC'))}
+  env['JAX_PLATFORMS'] = 'cpu'
+  env['JAX_NUM_CPU_DEVICES'] = '3'
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env,
+                       capture_output=True, text=True, check=True).stdout
+  assert out.split() == ['3', str(environment.cache_dir() / 'xla'), '0.0']
+
+
+@pytest.mark.parametrize('module', [
+    'flax_imdb', 'flax_imdb.environment', 'flax_imdb.config', 'flax_imdb.main'])
+def test_importing_starts_nothing_heavy(module):
+  code = (f'import sys, os; before = dict(os.environ); import {module}\n'
+          'heavy = {"jax", "flax", "orbax", "tensorflow_datasets", "optax"}\n'
+          'assert os.environ == before\n'
+          'print(sorted(heavy & set(sys.modules)))')
+  out = subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=ROOT,
+                       capture_output=True, text=True, check=True).stdout
+  assert out == '[]\n'
