@@ -1,6 +1,6 @@
 """Finds the line at fault: no jit, stops at the first NaN, tiny.
 
-    python -m flax_imdb.main --config=configs/debug.py
+python -m flax_imdb.main --config=configs/debug.py
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from flax_imdb import config as config_lib
 
 def get_config() -> ConfigDict:
   """The default config, so small that it runs without compilation."""
-  config = config_lib.load('configs/default.py')
+  config = config_lib.default()
   config.debug = True  # print() and breakpoint() work inside the model
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 1  # passes over 16 reviews

@@ -1,4 +1,6 @@
-"""Placeholder.
+"""IMDB, well regularised.
+
+python -m flax_imdb.main
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The Keras notebook's recipe: padding read like words, no dropout.
 
-    python -m flax_imdb.main --config=configs/notebook.py
+python -m flax_imdb.main --config=configs/notebook.py
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from flax_imdb import config as config_lib
 
 def get_config() -> ConfigDict:
   """The default config with the notebook's numbers; 328,865 parameters."""
-  config = config_lib.load('configs/default.py')
+  config = config_lib.default()
   config.num_epochs = 20  # passes over 17,500 reviews
   config.global_batch_size = 128  # reviews a step; the last one has 92
 

@@ -4,6 +4,7 @@ A checkpoint holds NumPy trees. The same code so serves one host or many, and
 what two devices saved restores on any number of them.
 """
 
+import sys
 from typing import Any
 from typing import Self
 
@@ -121,6 +122,7 @@ class Checkpoints:
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
   def _read(self, step: int, **items: Any) -> Any:
+    _drop_late_reads()
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except _DAMAGE as e:
@@ -129,6 +131,21 @@ class Checkpoints:
           f'checkpoint {step} cannot be restored ({reason}); the steps found '
           f'are {self.steps()}: choose another with --step, or delete it'
       ) from e
+
+
+def _drop_late_reads() -> None:
+  """Keeps a failed restore from printing dozens of tracebacks.
+
+  When one array cannot be read orbax raises and closes its event loop; the
+  reads of the other arrays still end, and each complains that it is closed.
+  """
+  if getattr(sys.unraisablehook, '__name__', '') == 'drop':
+    return
+  hook = sys.unraisablehook
+  def drop(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+  sys.unraisablehook = drop
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flax_imdb import files
 from flax_imdb.errors import UserError
 
 _ROOT = pathlib.Path(__file__).parent
 # A checkout keeps `configs` beside the package, a wheel carries it inside.
-_CONFIG_PARENTS = (pathlib.Path(), _ROOT.parent, _ROOT)
+_OWN = (_ROOT.parent, _ROOT)
 
 _CHOICES = {
     'optimizer': ('rmsprop', 'adam', 'adamw', 'sgd'),
@@ -46,10 +47,10 @@ def find(path: str) -> pathlib.Path:
   Raises:
     UserError: there is no such file; lists the configs there are.
   """
-  for parent in _CONFIG_PARENTS:
+  for parent in (pathlib.Path(), *_OWN):
     if (parent / path).is_file():
       return parent / path
-  known = sorted({f'configs/{f.name}' for parent in _CONFIG_PARENTS[1:]
+  known = sorted({f'configs/{f.name}' for parent in _OWN
                   for f in parent.glob('configs/*.py')})
   raise UserError(f'config file {path} not found; there are {", ".join(known)}')
 
@@ -58,13 +59,24 @@ def load(path: str) -> ConfigDict:
   """Runs `get_config()` of a config file; `path` as in `find`."""
   file = find(path)
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
-  assert spec and spec.loader
+  if not (spec and spec.loader):
+    raise UserError(f'config file {file} is no Python file: give a .py one')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    return module.get_config()
+    config = module.get_config()
   except Exception as e:  # whatever a config file can raise
     raise UserError(f'config file {file}: {type(e).__name__}: {e}') from e
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'config file {file}: get_config() returns no ConfigDict')
+  return config
+
+
+def default() -> ConfigDict:
+  """The package's own configs/default.py, wherever the program started."""
+  file = next(parent / 'configs/default.py' for parent in _OWN
+              if (parent / 'configs/default.py').is_file())
+  return load(str(file))
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
@@ -104,7 +116,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: a field is missing or unknown, or its value is out of range.
   """
-  fields, known = _flat(config), _flat(load('configs/default.py'))
+  fields, known = _flat(config), _flat(default())
   for field in sorted(set(fields) ^ set(known)):
     raise UserError(
         f'config.{field} is '
@@ -123,11 +135,13 @@ def check(config: ConfigDict) -> None:
   for field, least in _AT_LEAST.items():
     if not least <= fields[field] < float('inf'):
       raise UserError(
-          f'config.{field}={fields[field]}: must be at least {least}')
+          f'config.{field}={fields[field]}: must be finite, at least {least}')
   for field in _FRACTIONS:
     if not 0 <= fields[field] < 1:
       raise UserError(
           f'config.{field}={fields[field]}: must be at least 0 and under 1')
+  if fields['seed'] >= 1 << 32:  # jax would drop the higher bits
+    raise UserError(f'config.seed={fields["seed"]}: must be under {1 << 32}')
   kinds = config.model.pooling.split('+')
   if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
     raise UserError(
@@ -147,9 +161,8 @@ def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
 
 
 def save(config: ConfigDict, path: str | os.PathLike[str]) -> None:
-  """Writes a config as JSON."""
-  text = json.dumps(config.to_dict(), indent=2) + '\n'
-  pathlib.Path(path).write_text(text, encoding='utf-8')
+  """Writes a config as JSON; errors as `files.write`."""
+  files.write(path, json.dumps(config.to_dict(), indent=2) + '\n')
 
 
 def read(path: str | os.PathLike[str]) -> ConfigDict:
@@ -160,7 +173,7 @@ def read(path: str | os.PathLike[str]) -> ConfigDict:
   """
   try:
     config = ConfigDict(json.loads(pathlib.Path(path).read_text('utf-8')))
-  except (OSError, ValueError, TypeError) as e:
+  except (OSError, ValueError, TypeError, AttributeError) as e:
     raise UserError(f'{path} is not a config ({e}): was the run directory '
                     'copied whole?') from e
   check(config)

@@ -6,8 +6,8 @@ temporary name and renamed: a stale or half-written file is never read.
 
 from collections.abc import Callable
 import hashlib
+import io
 import json
-import os
 import pathlib
 import time
 import zipfile
@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb import builders
+from flax_imdb import files
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.batches import Reviews
 from flax_imdb.environment import cache_dir
@@ -64,7 +65,7 @@ def fit_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   texts, labels = builders.read(data.name, data.train_split)
   train, _ = _divide(len(labels), data.validation_fraction)
   tokenizer = tokenizer_lib.fit(texts[train], data.vocab_size)
-  _write(path, lambda temporary: tokenizer_lib.save(tokenizer, temporary))
+  tokenizer_lib.save(tokenizer, path)
   announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
            f'{train.stop:,} reviews in {time.perf_counter() - start:.1f} s')
   return tokenizer
@@ -112,9 +113,10 @@ def _encoded(config: ConfigDict, tokenizer: Tokenizer, tfds_split: str,
   if path.exists():
     try:
       # Zip keeps a checksum of each array; a damaged one raises here.
-      with np.load(path, allow_pickle=False) as arrays:
+      with open(path, 'rb') as f, np.load(f, allow_pickle=False) as arrays:
         return Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError,
+            zipfile.BadZipFile) as e:
       announce(f'{path} is damaged ({e}); making it again')
   start = time.perf_counter()
   texts, labels = builders.read(name, tfds_split)
@@ -125,10 +127,9 @@ def _encoded(config: ConfigDict, tokenizer: Tokenizer, tfds_split: str,
       ids=np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype),
       offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
       labels=labels)
-  def save(temporary):
-    with open(temporary, 'wb') as f:  # a name would get .npz appended
-      np.savez(f, ids=reviews.ids, offsets=reviews.offsets, labels=labels)
-  _write(path, save)
+  content = io.BytesIO()
+  np.savez(content, ids=reviews.ids, offsets=reviews.offsets, labels=labels)
+  files.write(path, content.getvalue())
   announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
            f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
   return reviews
@@ -138,16 +139,3 @@ def _cache_path(name: str, *key) -> pathlib.Path:
   """A name for something that depends on `key`; the suffix is to be added."""
   digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
   return cache_dir() / 'ids' / f'{name}-{digest}'
-
-
-def _write(path: pathlib.Path, save: Callable[[str], None]) -> None:
-  """Calls save(temporary name), then renames; the disk may be full."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = f'{path}.{os.getpid()}.tmp'
-    save(temporary)
-    os.replace(temporary, path)
-  except OSError as e:
-    raise UserError(
-        f'cannot write the cache {path} ({e.strerror}): free some room, or set '
-        'XDG_CACHE_HOME to a directory that can be written') from e

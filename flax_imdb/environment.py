@@ -5,6 +5,7 @@ Every setting is a default: what the user's environment says stays.
 
 import os
 import pathlib
+import re
 
 # With fewer reviews than this a device waits more than it works.
 MIN_ROWS_PER_DEVICE = 16
@@ -38,8 +39,10 @@ def configure(global_batch_size: int) -> None:
         'JAX_NUM_CPU_DEVICES', str(cpu_devices(global_batch_size, cores)))
   # XLA's thread pool is as large as the machine. CPU devices that wait in an
   # all-reduce occupy it, and once all do, none can arrive: the run aborts.
-  devices = int(env.get('JAX_NUM_CPU_DEVICES', 8))
-  env.setdefault('NPROC', str(max(8, 4 * devices)))
+  forced = re.search(
+      r'host_platform_device_count=(\d+)', env.get('XLA_FLAGS', ''))
+  devices = env.get('JAX_NUM_CPU_DEVICES') or (forced[1] if forced else '1')
+  env.setdefault('NPROC', str(max(8, 4 * int(devices))))
   env.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_dir() / 'xla'))
   # By default only what took over a second to compile is kept: nothing, here.
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

@@ -78,7 +78,7 @@ def _introduce(config: ConfigDict, args: argparse.Namespace,
   device = jax.local_devices()[0].device_kind
   terminal.announce(f'{jax.local_device_count()} x {device}; {args.mode} in '
                     f'{args.workdir}')
-  default = config_lib.load('configs/default.py')
+  default = config_lib.default()
   for field, (old, new) in config_lib.differences(default, config).items():
     terminal.announce(f'  config.{field} = {new}  (default {old})')
 
@@ -122,21 +122,28 @@ def _texts(args: argparse.Namespace) -> list[str]:
   if args.words:
     if args.input:
       raise UserError('give a review after the flags or --input, not both')
-    return [' '.join(args.words)]
+    text = ' '.join(args.words)
+    try:
+      text.encode()
+    except UnicodeEncodeError as e:
+      raise UserError('the review is not UTF-8: convert it, for instance with '
+                      'iconv -t UTF-8') from e
+    return [text]
   source = args.input or 'standard input'
   try:
     raw = (pathlib.Path(args.input).read_bytes() if args.input
            else sys.stdin.buffer.read())
-    lines = raw.decode('utf-8').splitlines()
+    text = raw.decode('utf-8')
   except OSError as e:
     raise UserError(f'cannot read {source} ({e.strerror})') from e
   except UnicodeDecodeError as e:
     line = raw[:e.start].count(b'\n') + 1
     raise UserError(f'{source} is not UTF-8 in line {line}: convert it, for '
                     'instance with iconv -t UTF-8') from e
-  if not lines:
+  if not text:
     raise UserError(f'{source} is empty: give one review a line')
-  return lines
+  # Not splitlines(), which also splits where a review has a form feed.
+  return text.replace('\r\n', '\n').removesuffix('\n').split('\n')
 
 
 def _run(argv: list[str]) -> None:

@@ -12,6 +12,9 @@ from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 
+from flax_imdb import files
+from flax_imdb.errors import UserError
+
 
 class Terminal:
   """Lines for a person: a live one on a terminal, plain ones elsewhere."""
@@ -19,7 +22,8 @@ class Terminal:
   def __init__(self, stderr: bool = False):
     """Prints to standard output, or to standard error if `stderr`."""
     self._console = Console(
-        stderr=stderr, highlight=False, soft_wrap=True, markup=False)
+        stderr=stderr, highlight=False, soft_wrap=True, markup=False,
+        emoji=False)
     self._live: Progress | None = None
 
   def announce(self, text: str) -> None:
@@ -56,18 +60,27 @@ class Writers:
 
   def __init__(self, workdir: str, step: int):
     """Goes on after `step`: what an interrupted run wrote beyond it is cut."""
-    from tensorboardX import SummaryWriter  # 0.1 s that eval need not pay
+    # 0.1 s that eval need not pay. Not SummaryWriter: what its flush() leaves
+    # in the queue of its thread is lost in a kill.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import SessionLog
 
     self._path = pathlib.Path(workdir, 'metrics.jsonl')
     kept = []
     if self._path.exists():
       for line in self._path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b'\n') and json.loads(line)['step'] <= step:
-          kept.append(line)
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_bytes(b''.join(kept))
-    os.replace(temporary, self._path)
-    self._events = SummaryWriter(workdir, purge_step=step + 1)
+        if not line.endswith(b'\n'):
+          break  # half-written
+        try:
+          if json.loads(line)['step'] <= step:
+            kept.append(line)
+        except (ValueError, KeyError, TypeError) as e:
+          raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
+                          'delete the line, or take another --workdir') from e
+    files.write(self._path, b''.join(kept))
+    self._events = EventsWriter(f'{workdir}/events', f'.{step}')
+    start = SessionLog(status=SessionLog.START)  # events past it are purged
+    self._write_event(step + 1, session_log=start)
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one line, on disk when this returns.
@@ -80,8 +93,14 @@ class Writers:
       f.write(json.dumps(line) + '\n')
       f.flush()
       os.fsync(f.fileno())
-    for tag, value in _flat(line | rates).items():
-      self._events.add_scalar(tag, value, line['step'])
+    values = [{'tag': tag, 'simple_value': value}
+              for tag, value in _flat(line | rates).items() if tag != 'step']
+    self._write_event(line['step'], summary={'value': values})
+
+  def _write_event(self, step: int, **what: Any) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    self._events.write_event(Event(wall_time=time.time(), step=step, **what))
     self._events.flush()
 
   def close(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb import config as config_lib
+from flax_imdb import files
 from flax_imdb import model as model_lib
 from flax_imdb import optimizer as optimizer_lib
 from flax_imdb import parallel
@@ -144,6 +145,5 @@ def params_sha256(params: Any) -> str:
 
 
 def write_summary(workdir: str, summary: dict[str, Any]) -> None:
-  """Writes summary.json."""
-  text = json.dumps(summary, indent=2) + '\n'
-  pathlib.Path(workdir, 'summary.json').write_text(text, encoding='utf-8')
+  """Writes summary.json; errors as `files.write`."""
+  files.write(f'{workdir}/summary.json', json.dumps(summary, indent=2) + '\n')

@@ -20,6 +20,7 @@ from tokenizers import pre_tokenizers
 from tokenizers import processors
 from tokenizers import trainers
 
+from flax_imdb import files
 from flax_imdb.errors import UserError
 
 PADDING_ID, START_ID, UNKNOWN_ID, FIRST_WORD_ID = 0, 1, 2, 4
@@ -46,7 +47,7 @@ def fit(texts: Iterable[str], vocab_size: int) -> Tokenizer:
       normalizers.Lowercase(),
       normalizers.Replace(Regex(r'<br\s*/?>'), ' '),
       normalizers.Replace('\u2019', "'"),  # so that don\u2019t is don't
-      normalizers.Replace(Regex(r"[^\w\s']|_|(?<!\w)'|'(?!\w)"), ' '),
+      normalizers.Replace(Regex(r"[^\w\s']|_|(?<![^\W_])'|'(?![^\W_])"), ' '),
   ])
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   tokenizer.post_processor = processors.TemplateProcessing(
@@ -54,6 +55,7 @@ def fit(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   trainer = trainers.WordLevelTrainer(
       vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False)
   tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.encode_special_tokens = True  # a review that says [PAD] is text
   return tokenizer
 
 
@@ -69,8 +71,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-  """Writes `tokenizer.json`."""
-  tokenizer.save(os.fspath(path))
+  """Writes `tokenizer.json`; errors as `files.write`."""
+  files.write(path, tokenizer.to_str(pretty=True))
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -80,7 +82,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     UserError: the file is missing or is no tokenizer.
   """
   try:
-    return Tokenizer.from_file(os.fspath(path))
+    tokenizer = Tokenizer.from_file(os.fspath(path))
+    tokenizer.encode_special_tokens = True  # the file does not keep it
+    return tokenizer
   except Exception as e:  # the library raises bare Exception
     raise UserError(
         f'{os.fspath(path)} is not a tokenizer ({e}): copy it again from the '

@@ -129,10 +129,11 @@ def train(config: ConfigDict, workdir: str,
           continue
 
         sums = parallel.to_host(sums)
-        _check_finite(step, sums)
+        _check_finite(step, sums['loss'] + sums['grad_norm'])
         reviews_per_second = rate.per_second()
         result = evaluate.score(
             logits(state.eval_params(), validation), validation.labels)
+        _check_finite(step, result['loss'])
         score = (-result['loss'] if config.early_stopping.monitor == 'loss'
                  else result['accuracy'])
         progress.update(score, config.early_stopping.patience,
@@ -194,9 +195,9 @@ def _tokenizer(config: ConfigDict, workdir: str,
   return tokenizer_lib.load(path)
 
 
-def _check_finite(step: int, sums: dict[str, np.ndarray]) -> None:
+def _check_finite(step: int, value: float) -> None:
   """Raises FloatingPointError, so that a broken state is never saved."""
-  if not np.isfinite(sums['loss'] + sums['grad_norm']):
+  if not np.isfinite(value):
     raise FloatingPointError(
         f'the loss or the gradient was not finite in the epoch to step {step}; '
         'the checkpoint before is kept: lower config.learning_rate or set '

@@ -31,8 +31,8 @@ FLAGS = {
     'fraction for a whole number': (
         ['--config.model.width=1.5'], 'give a whole number'),
     'wrong bool': (['--config.debug=maybe'], 'give true or false'),
-    'out of range': (['--config.model.width=0'], 'must be at least 1'),
-    'not a number': (['--config.learning_rate=nan'], 'must be at least 0'),
+    'out of range': (['--config.model.width=0'], 'must be finite, at least 1'),
+    'not a number': (['--config.learning_rate=nan'], 'must be finite, at least 0'),
     'dropout of 1': (['--config.model.pooled_dropout=1'], 'under 1'),
     'unknown optimizer': (
         ['--config.optimizer=adm'], 'choose rmsprop, adam, adamw, sgd'),
@@ -124,6 +124,14 @@ def test_checkpoint_of_other_shapes(trained, tmp_path):
   workdir = _with_config(trained, tmp_path, hidden_dim=9)
   refused(run_main('--mode=predict', workdir, 'good'),
           r'has params/hidden/bias of shape \[16\], the config asks for \[9\]')
+
+
+def test_damaged_checkpoint(trained, tmp_path):
+  workdir = _with_config(trained, tmp_path)
+  for file in (tmp_path / 'run' / 'checkpoints' / '14').rglob('d/*'):
+    file.write_bytes(file.read_bytes()[:-20])
+  refused(run_main('--mode=predict', workdir, '--step=14', 'good'),
+          r'checkpoint 14 cannot be restored .* found are \[7, 14\]')
 
 
 def test_damaged_config_and_tokenizer(trained, tmp_path):

@@ -17,9 +17,12 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import checksums, resource
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.download import resource
 
-from flax_imdb import builders, grammar, tfds_builders
+from flax_imdb import builders
+from flax_imdb import grammar
+from flax_imdb import tfds_builders
 from flax_imdb.errors import UserError
 
 IMDB, GRAMMAR = 'imdb_reviews', 'grammar_reviews'

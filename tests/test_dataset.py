@@ -8,6 +8,7 @@ import pytest
 from flax_imdb import builders
 from flax_imdb import config as config_lib
 from flax_imdb import dataset
+from flax_imdb import files
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.errors import UserError
 
@@ -201,8 +202,8 @@ def test_a_cache_that_can_not_be_written_is_the_users_to_mend(cache, config):
 
 def test_a_tokenizer_that_finds_no_room_is_the_users_to_mend(
     cache, config, monkeypatch):
-  monkeypatch.setattr(dataset.os, 'getpid', lambda: '../missing/1')
-  with pytest.raises(UserError, match=r'cannot write the cache .*XDG_CACHE'):
+  monkeypatch.setattr(files.os, 'getpid', lambda: '../missing/1')
+  with pytest.raises(UserError, match=r'cannot write .*XDG_CACHE'):
     dataset.fit_tokenizer(config, print)
 
 

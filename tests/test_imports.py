@@ -11,10 +11,10 @@ PACKAGE = pathlib.Path(flax_imdb.__file__).parent
 ROOT = PACKAGE.parent
 # A module may import those before it, and none after it.
 ORDER = [
-    'errors', 'environment', 'config', 'grammar', 'tfds_builders', 'builders',
-    'tokenizer', 'batches', 'dataset', 'metrics', 'parallel', 'recurrent',
-    'model', 'optimizer', 'step', 'checkpoint', 'evaluate', 'run', 'train',
-    'main']
+    'errors', 'files', 'environment', 'config', 'grammar', 'tfds_builders',
+    'builders', 'tokenizer', 'batches', 'dataset', 'metrics', 'parallel',
+    'recurrent', 'model', 'optimizer', 'step', 'checkpoint', 'evaluate', 'run',
+    'train', 'main']
 # Start-up: these come before jax, and must not bring it in.
 BEFORE_JAX = ORDER[:ORDER.index('metrics') + 1]
 PRODUCT = sorted(

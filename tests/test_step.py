@@ -16,6 +16,8 @@ from flax_imdb.batches import Reviews
 
 def _config(**fields):
   config = config_lib.load('configs/debug.py')
+  config.model.update(
+      word_dropout=0.1, embedding_dropout=0.0, pooled_dropout=0.3)
   for field, value in fields.items():
     config_lib.override(config, field, str(value))
   return config
