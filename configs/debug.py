@@ -1,6 +1,8 @@
 """Finds the line at fault: no jit, stops at the first NaN, tiny.
 
 python -m flax_imdb.main --config=configs/debug.py
+
+takes about 20 s on a CPU, two training steps long. Its accuracy means nothing.
 """
 
 from ml_collections import ConfigDict

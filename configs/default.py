@@ -1,6 +1,9 @@
-"""IMDB, well regularised.
+"""IMDB: an LSTM that reads both ways, well regularised.
 
 python -m flax_imdb.main
+
+takes 80 to 95 s on 2 CPU cores once IMDB is prepared. Test accuracy 0.879 on
+all 25,000 reviews: the mean of three seeds, 0.875 to 0.882 (RESULTS.md).
 """
 
 from ml_collections import ConfigDict

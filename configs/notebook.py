@@ -1,6 +1,9 @@
 """The Keras notebook's recipe: padding read like words, no dropout.
 
 python -m flax_imdb.main --config=configs/notebook.py
+
+takes about 3 minutes on 2 CPU cores. Accuracy after 20 epochs: train 0.80, test
+0.77 (seed 0; RESULTS.md); the loss stays near 0.693 for the first nine.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import sys
 from typing import NoReturn
@@ -98,7 +99,7 @@ def _eval(args: argparse.Namespace, terminal: metrics.Terminal) -> None:
   logits = evaluate.make_logits(restored.config, restored.model, clock)
   result = evaluate.score(logits(restored.params, reviews), reviews.labels)
   terminal.announce(f'step {restored.step}{clock.take()}')
-  print(evaluate.text(args.split, result))
+  terminal.announce(evaluate.text(args.split, result))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -146,9 +147,8 @@ def _texts(args: argparse.Namespace) -> list[str]:
   return text.replace('\r\n', '\n').removesuffix('\n').split('\n')
 
 
-def _run(argv: list[str]) -> None:
+def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   """Does what the command line says."""
-  args, config = _parse(argv)
   if args.mode in ('eval', 'predict'):
     saved = pathlib.Path(args.workdir, 'config.json')
     if saved.exists():
@@ -183,20 +183,28 @@ def main(argv: list[str]) -> int:
 
   0: done; 1: the run failed; 2: a mistake in what was given; 130: interrupted.
   """
-  debug = any(word.lower() in ('--config.debug=true', '--config.debug=1')
-              for word in argv)
+  debug = False
   try:
-    _run(argv)
+    args, config = _parse(argv)
+    debug = config.debug
+    _run(args, config)
     return 0
   except (UserError, FloatingPointError) as e:
     if debug:
       raise
-    metrics.fail(str(e))
-    return 2 if isinstance(e, UserError) else 1
+    return _fail(str(e), 2 if isinstance(e, UserError) else 1)
   except KeyboardInterrupt:
-    metrics.fail('interrupted; the same command resumes from the last '
-                 'checkpoint')
-    return 130
+    return _fail('interrupted; started again, training goes on from the last '
+                 'checkpoint', 130)
+  except BrokenPipeError:  # the reader, such as head, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+  """Prints an error as one line on standard error; returns `status`."""
+  print('error: ' + ' '.join(message.split()), file=sys.stderr)
+  return status
 
 
 if __name__ == '__main__':

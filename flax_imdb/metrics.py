@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -19,11 +18,9 @@ from flax_imdb.errors import UserError
 class Terminal:
   """Lines for a person: a live one on a terminal, plain ones elsewhere."""
 
-  def __init__(self, stderr: bool = False):
-    """Prints to standard output, or to standard error if `stderr`."""
+  def __init__(self):
     self._console = Console(
-        stderr=stderr, highlight=False, soft_wrap=True, markup=False,
-        emoji=False)
+        highlight=False, soft_wrap=True, markup=False, emoji=False)
     self._live: Progress | None = None
 
   def announce(self, text: str) -> None:
@@ -132,11 +129,6 @@ def means(sums: dict[str, Any]) -> dict[str, float]:
   weight = float(sums['weight'])
   return {'loss': float(sums['loss']) / weight,
           'accuracy': float(sums['correct']) / weight, 'n': round(weight)}
-
-
-def fail(message: str) -> None:
-  """Prints an error as one line on standard error."""
-  print('error: ' + ' '.join(message.split()), file=sys.stderr)
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, float]:

@@ -45,14 +45,11 @@ class Run:
   step: int
 
 
-def create(workdir: str, config: ConfigDict) -> bool:
-  """Makes a run directory, or checks that it belongs to this config.
-
-  Returns:
-    True if it was there already: the run is to be resumed.
+def check(workdir: str, config: ConfigDict) -> None:
+  """Checks that a run with this config may begin or go on in a directory.
 
   Raises:
-    UserError: it was made with another config, or can't be written.
+    UserError: it holds a run with another config, or can't be written.
   """
   path = pathlib.Path(workdir)
   try:
@@ -64,8 +61,7 @@ def create(workdir: str, config: ConfigDict) -> bool:
         f'cannot write to {workdir} ({e.strerror}): choose another --workdir'
     ) from e
   if not (path / 'config.json').exists():
-    config_lib.save(config, path / 'config.json')
-    return False
+    return
   made_with = config_lib.read(path / 'config.json')
   changed = config_lib.differences(made_with, config)
   if changed:
@@ -73,7 +69,18 @@ def create(workdir: str, config: ConfigDict) -> bool:
                        for k, (a, b) in changed.items())
     raise UserError(f'{workdir} was made with another config ({fields}): give '
                     'the same one to resume, or another --workdir')
-  return True
+
+
+def begin(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
+  """Makes a run directory; leaves one that was made as it is.
+
+  Not before the data are there: a misspelt split must not leave a directory
+  that then refuses the config in which it is corrected.
+  """
+  path = pathlib.Path(workdir)
+  if not (path / 'config.json').exists():
+    tokenizer_lib.save(tokenizer, path / 'tokenizer.json')
+    config_lib.save(config, path / 'config.json')
 
 
 def restore(workdir: str, which: str) -> Run:

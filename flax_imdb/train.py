@@ -68,10 +68,11 @@ def train(config: ConfigDict, workdir: str,
     FloatingPointError: the loss is no longer finite; nothing was saved since.
   """
   parallel.check(config.global_batch_size)
-  run.create(workdir, config)
+  run.check(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
   reviews = dataset.load(config, tokenizer, 'train', terminal.announce)
   validation = dataset.load(config, tokenizer, 'validation', terminal.announce)
+  run.begin(workdir, config, tokenizer)
   batches = batches_lib.TrainBatches(
       reviews, config.seed, config.global_batch_size, config.data.bucket_width,
       config.data.max_length)
@@ -176,10 +177,8 @@ def train(config: ConfigDict, workdir: str,
   if config.show_examples:
     texts, labels = builders.read(config.data.name, config.data.test_split)
     shortest = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    shortest = shortest[:config.show_examples]
-    for row, prediction in zip(shortest, evaluate.predict(
-        logits, params, tokenizer, [texts[row] for row in shortest]),
-                               strict=True):
+    for row in shortest[:config.show_examples]:
+      prediction, = evaluate.predict(logits, params, tokenizer, [texts[row]])
       terminal.announce(f'is {evaluate.LABELS[labels[row]]}, predicted '
                         + evaluate.prediction_text(prediction))
   return summary
@@ -187,12 +186,10 @@ def train(config: ConfigDict, workdir: str,
 
 def _tokenizer(config: ConfigDict, workdir: str,
                terminal: metrics.Terminal) -> Tokenizer:
-  """The run directory's tokenizer; fitted if there is none yet."""
-  path = pathlib.Path(workdir, 'tokenizer.json')
-  if not path.exists():
-    tokenizer = dataset.fit_tokenizer(config, terminal.announce)
-    tokenizer_lib.save(tokenizer, path)
-  return tokenizer_lib.load(path)
+  """The run's own tokenizer; fitted if the run is yet to begin."""
+  if pathlib.Path(workdir, 'config.json').exists():
+    return tokenizer_lib.load(pathlib.Path(workdir, 'tokenizer.json'))
+  return dataset.fit_tokenizer(config, terminal.announce)
 
 
 def _check_finite(step: int, value: float) -> None:

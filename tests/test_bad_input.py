@@ -5,8 +5,11 @@ import re
 import shutil
 
 from conftest import TINY
+from conftest import finished
 from conftest import run_main
 import pytest
+
+from flax_imdb import main
 
 
 def refused(process, message, status=2):
@@ -32,7 +35,8 @@ FLAGS = {
         ['--config.model.width=1.5'], 'give a whole number'),
     'wrong bool': (['--config.debug=maybe'], 'give true or false'),
     'out of range': (['--config.model.width=0'], 'must be finite, at least 1'),
-    'not a number': (['--config.learning_rate=nan'], 'must be finite, at least 0'),
+    'not a number': (
+        ['--config.learning_rate=nan'], 'must be finite, at least 0'),
     'dropout of 1': (['--config.model.pooled_dropout=1'], 'under 1'),
     'unknown optimizer': (
         ['--config.optimizer=adm'], 'choose rmsprop, adam, adamw, sgd'),
@@ -73,6 +77,8 @@ def test_unknown_split(tmp_path):
   refused(run_main(*TINY, f'--workdir={tmp_path}',
                    '--config.data.train_split=tran'),
           "unknown split 'tran': grammar_reviews has train, test|test, train")
+  # What was wrong can be put right in the same run directory.
+  finished(run_main(*TINY, f'--workdir={tmp_path}', '--config.num_epochs=0'))
 
 
 def test_missing_data_without_network(tmp_path):
@@ -174,7 +180,12 @@ def test_infinite_loss_fails_the_run_and_saves_nothing(tmp_path):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-  process = run_main('--config.debug=true', '--mode=eval',
-                     '--config.seed=x', f'--workdir={tmp_path}')
+  process = run_main(*TINY, '--config.debug=true', f'--workdir={tmp_path}',
+                     '--config.data.train_split=tran')
   assert process.returncode == 1
   assert 'Traceback' in process.stderr and 'UserError' in process.stderr
+
+
+def test_a_message_of_several_lines_becomes_one(capsys):
+  assert main._fail('one\ntwo\n  three', 1) == 1
+  assert capsys.readouterr() == ('', 'error: one two three\n')

@@ -1,5 +1,6 @@
 """The ids cache: ragged, whole, keyed by all it depends on, never stale."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -200,11 +201,14 @@ def test_a_cache_that_can_not_be_written_is_the_users_to_mend(cache, config):
     dataset.load(config, tokenizer, 'test', print)
 
 
-def test_a_tokenizer_that_finds_no_room_is_the_users_to_mend(
+def test_a_full_disk_is_the_users_to_mend_and_leaves_nothing(
     cache, config, monkeypatch):
-  monkeypatch.setattr(files.os, 'getpid', lambda: '../missing/1')
-  with pytest.raises(UserError, match=r'cannot write .*XDG_CACHE'):
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(files.os, 'fsync', full)
+  with pytest.raises(UserError, match=r'No space left .*XDG_CACHE_HOME'):
     dataset.fit_tokenizer(config, print)
+  assert not [f for f in cache.rglob('*') if f.is_file() and 'ids' in f.parts]
 
 
 @pytest.mark.parametrize(('split', 'fraction'), [

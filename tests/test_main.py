@@ -74,9 +74,8 @@ def test_eval_takes_the_best_the_latest_or_any_step(trained):
                 for step in ('--step=latest', '--step=best'))
   assert '\nstep 14, ' in last
   assert f'\nstep {_summary(workdir)["best_step"]}, ' in best
-  assert finished(run_main(
-      '--mode=eval', f'--workdir={workdir}', '--step=14')).splitlines()[-1:] == (
-          last.splitlines()[-1:])
+  also = finished(run_main('--mode=eval', f'--workdir={workdir}', '--step=14'))
+  assert also.splitlines()[-1] == last.splitlines()[-1]
 
 
 def test_a_finished_run_says_so_and_evaluates_again(trained, tmp_path):

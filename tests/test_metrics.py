@@ -127,21 +127,14 @@ def test_means_divide_by_the_weight():
   assert metrics.means(sums) == {'loss': 1.5, 'accuracy': 0.75, 'n': 4}
 
 
-def test_fail_prints_one_line(capsys):
-  metrics.fail('one\ntwo\n  three')
-  assert capsys.readouterr() == ('', 'error: one two three\n')
-
-
-@pytest.mark.parametrize('stderr', [False, True])
-def test_lines_are_plain_when_no_terminal_is_there(capsys, stderr):
-  terminal = metrics.Terminal(stderr=stderr)
+def test_lines_are_plain_when_no_terminal_is_there(capsys):
+  terminal = metrics.Terminal()
   terminal.start(0, 10)
   terminal.update(3, 'live')
   text = '[bold]x[/bold] :bomb: 12 ' + 'word ' * 40 + 'end'
   terminal.announce(text)
   terminal.stop()
-  out, err = capsys.readouterr()
-  assert (err, out) == ((f'{text}\n', '') if stderr else ('', f'{text}\n'))
+  assert capsys.readouterr() == (f'{text}\n', '')
 
 
 def _screen(output, width):
