@@ -12,7 +12,7 @@ from flax_imdb import config as config_lib
 
 def get_config() -> ConfigDict:
   """The default config, so small that it runs without compilation."""
-  config = config_lib.default()
+  config = config_lib.own('default')
   config.debug = True  # print() and breakpoint() work inside the model
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 1  # passes over 16 reviews

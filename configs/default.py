@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
   config.num_epochs = 4  # passes over the training split; 0 only evaluates
   config.global_batch_size = 128  # reviews a step, over all devices
   config.show_examples = 0  # short test reviews to print with their predictions
+  config.init_from = ''  # begin with a run directory's or Keras file's weights
   config.debug = False  # no jit, stop at the first NaN, show tracebacks
 
   # Optimizer
@@ -28,11 +29,12 @@ def get_config() -> ConfigDict:
   config.label_smoothing = 0.0  # 0.1 asks for probabilities 0.05 and 0.95
   config.ema_decay = 0.99  # a step's share that averaged weights keep; 0 = off
 
-  # After each epoch: the best weights are kept and evaluated at the end
+  # After each epoch
   config.early_stopping = ConfigDict()
   config.early_stopping.monitor = 'loss'  # of validation: loss or accuracy
   config.early_stopping.patience = 0  # epochs without a better one; 0 = never
   config.early_stopping.min_delta = 0.0  # what counts as better, same unit
+  config.early_stopping.restore_best = True  # evaluate the best, not the last
 
   config.data = ConfigDict()
   config.data.name = 'imdb_reviews'  # or grammar_reviews: no network

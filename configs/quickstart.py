@@ -14,7 +14,7 @@ from flax_imdb import config as config_lib
 
 def get_config() -> ConfigDict:
   """The default config, on a small data set that the package generates."""
-  config = config_lib.default()
+  config = config_lib.own('default')
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 8  # passes over 3,600 reviews
   config.global_batch_size = 64  # reviews a step

@@ -109,7 +109,8 @@ class Checkpoints:
         step, model=ocp.args.StandardRestore(_numpy(model)),
         training=ocp.args.StandardRestore(_numpy(training)),
         progress=ocp.args.JsonRestore())
-    _check_shapes(step, (model, training), (items.model, items.training))
+    check_shapes(f'checkpoint {step}', model | training,
+                 items.model | items.training)
     return (parallel.replicate(TrainState(**items.model, **items.training)),
             items.progress)
 
@@ -118,7 +119,7 @@ class Checkpoints:
     model, _ = _items(template)
     items = self._read(
         step, model=ocp.args.StandardRestore(_numpy(model)))
-    _check_shapes(step, model, items.model)
+    check_shapes(f'checkpoint {step}', model, items.model)
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
   def _read(self, step: int, **items: Any) -> Any:
@@ -160,13 +161,18 @@ def _numpy(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
 
 
-def _check_shapes(step: int, expected: Any, found: Any) -> None:
-  """Compares by name: with a NumPy template orbax checks no shape."""
-  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(expected),
-                          jax.tree.leaves(found), strict=True):
-    if a.shape != b.shape:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
+def check_shapes(source: str, expected: Any, found: Any) -> None:
+  """Compares two trees of arrays by name; with a template orbax does not.
+
+  Raises:
+    UserError: they differ; says where `source` does.
+  """
+  a, b = (
+      {jax.tree_util.keystr(path, simple=True, separator='/'): list(x.shape)
+       for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+      for tree in (expected, found))
+  for name in sorted(a | b):
+    if a.get(name) != b.get(name):
       raise UserError(
-          f'checkpoint {step} has {name} of shape {list(b.shape)}, the config '
-          f'asks for {list(a.shape)}: use the config it was made with, or '
-          'another --workdir')
+          f'{source} has {name} of shape {b.get(name)}, the config asks for '
+          f'{a.get(name)}: use the config it was made with')

@@ -72,10 +72,10 @@ def load(path: str) -> ConfigDict:
   return config
 
 
-def default() -> ConfigDict:
-  """The package's own configs/default.py, wherever the program started."""
-  file = next(parent / 'configs/default.py' for parent in _OWN
-              if (parent / 'configs/default.py').is_file())
+def own(name: str) -> ConfigDict:
+  """The package's own configs/`name`.py, wherever the program started."""
+  file = next(parent / f'configs/{name}.py' for parent in _OWN
+              if (parent / f'configs/{name}.py').is_file())
   return load(str(file))
 
 
@@ -116,7 +116,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: a field is missing or unknown, or its value is out of range.
   """
-  fields, known = _flat(config), _flat(default())
+  fields, known = _flat(config), _flat(own('default'))
   for field in sorted(set(fields) ^ set(known)):
     raise UserError(
         f'config.{field} is '

@@ -33,23 +33,27 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       '--config.model.width=32; configs/default.py explains them all.')
   add = parser.add_argument
   add('--mode', default='train',
-      choices=['train', 'eval', 'predict', 'prepare'],
-      help='train or resume; evaluate or predict with a run directory; or only '
-      'prepare the data')
+      choices=['train', 'eval', 'predict', 'report', 'export', 'prepare'],
+      help='train or resume; evaluate, predict with, report on or export a run '
+      'directory; or only prepare the data')
   add('--config', default='configs/default.py', metavar='FILE')
   add('--workdir', metavar='DIR',
       help='run directory; default: runs/ and the name of the config file')
-  add('--step', default='best', metavar='N',
-      help='eval, predict: best, latest or a number; default: best')
+  add('--step', metavar='N',
+      help='eval, predict, export: best, latest or a number; default: what the '
+      'run itself evaluated at its end')
   add('--split', default='test', choices=['train', 'validation', 'test'],
       help='eval: which reviews; default: test')
   add('--input', metavar='FILE',
       help='predict: one review a line; default: standard input')
   add('--json', action='store_true', help='predict: one JSON object a line')
-  add('words', nargs='*', help='predict: a review')
+  add('--format', default='keras', choices=['keras'],
+      help='export: keras is an .npz of model.get_weights()')
+  add('words', nargs='*',
+      help='predict: a review; report: more run directories to compare with')
   args, rest = parser.parse_known_args(argv)
 
-  if args.words and args.mode != 'predict':
+  if args.words and args.mode not in ('predict', 'report'):
     raise UserError(f'unexpected {args.words[0]!r}: write fields as '
                     '--config.FIELD=VALUE')
   config = config_lib.load(args.config)
@@ -59,7 +63,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       raise UserError(f'unknown flag {word}; see --help')
     config_lib.override(config, field, value)
   config_lib.check(config)
-  if rest and args.mode in ('eval', 'predict'):
+  if rest and args.mode not in ('train', 'prepare'):
     raise UserError(
         f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
   if not args.workdir:
@@ -79,7 +83,7 @@ def _introduce(config: ConfigDict, args: argparse.Namespace,
   device = jax.local_devices()[0].device_kind
   terminal.announce(f'{jax.local_device_count()} x {device}; {args.mode} in '
                     f'{args.workdir}')
-  default = config_lib.default()
+  default = config_lib.own('default')
   for field, (old, new) in config_lib.differences(default, config).items():
     terminal.announce(f'  config.{field} = {new}  (default {old})')
 
@@ -149,7 +153,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   """Does what the command line says."""
-  if args.mode in ('eval', 'predict'):
+  if args.mode not in ('train', 'prepare'):
     saved = pathlib.Path(args.workdir, 'config.json')
     if saved.exists():
       config = config_lib.read(saved)
@@ -170,6 +174,12 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
     _eval(args, terminal)
   elif args.mode == 'predict':
     _predict(args)
+  elif args.mode == 'report':
+    from flax_imdb import report
+    report.report([args.workdir, *args.words], terminal.announce)
+  elif args.mode == 'export':
+    from flax_imdb import export
+    terminal.announce(export.export_keras(args.workdir, args.step))
   else:
     from flax_imdb import dataset
     tokenizer = dataset.fit_tokenizer(config, terminal.announce)

@@ -62,6 +62,8 @@ class SentimentClassifier(nn.Module):
       keep = _keep(dropout_keys_B, 1, self.embedding_dropout, x_TBE.shape[2:])
       x_TBE = jnp.where(keep, x_TBE / (1 - self.embedding_dropout), 0)
 
+    x_TBE = self.perturb('x', x_TBE)
+
     directions = ('forward', 'backward') if self.bidirectional else ('forward',)
     for layer in range(self.layers):
       states = [

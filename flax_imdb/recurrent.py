@@ -97,6 +97,9 @@ class _Step(nn.Module):
       inside_B1 = (t < lengths_B)[:, None]
       new = tuple(jnp.where(inside_B1, n, o) for n, o in
                   zip(new, carry, strict=True))
+    # Adds nothing, unless `report` asks for the gradient at these places.
+    new = tuple(self.perturb(name, x)
+                for name, x in zip('ch'[-len(new):], new, strict=True))
     return new, new[-1]
 
 
@@ -136,7 +139,8 @@ class RecurrentLayer(nn.Module):
     # prevent_cse only guards code outside of loops; in a scan it costs time.
     step = nn.remat(_Step, prevent_cse=False) if self.remat else _Step
     scan = nn.scan(
-        step, variable_broadcast='params', split_rngs={'params': False},
+        step, variable_broadcast='params', variable_axes={'perturbations': 0},
+        split_rngs={'params': False},
         in_axes=(0, nn.broadcast), out_axes=0, reverse=self.reverse)
     carry = CELLS[self.cell](self.width, parent=None).start(batch_size)
     steps = scan(self.cell, self.width, self.dtype, self.mask_padding,

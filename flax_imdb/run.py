@@ -17,11 +17,13 @@ from tokenizers import Tokenizer
 
 from flax_imdb import config as config_lib
 from flax_imdb import files
+from flax_imdb import keras_weights
 from flax_imdb import model as model_lib
 from flax_imdb import optimizer as optimizer_lib
 from flax_imdb import parallel
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.checkpoint import Checkpoints
+from flax_imdb.checkpoint import check_shapes
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
 from flax_imdb.step import init_state
@@ -83,24 +85,27 @@ def begin(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
     config_lib.save(config, path / 'config.json')
 
 
-def restore(workdir: str, which: str) -> Run:
+def restore(workdir: str, which: str | None) -> Run:
   """Opens a run directory to evaluate or to predict; changes nothing in it.
 
   Args:
     workdir: the run directory.
-    which: 'best', 'latest' or a step's number.
+    which: 'best', 'latest' or a step's number; None for what the run itself
+      evaluated.
 
   Raises:
     UserError: it is no run directory, or has no such step; says which it has.
   """
   path = pathlib.Path(workdir)
-  if not (path / 'config.json').exists():
+  if not is_run(workdir):
     raise UserError(
         f'{workdir} is no run directory, steps found: []: train one with '
         f'python -m flax_imdb.main --workdir={workdir}, or give another')
   config = config_lib.read(path / 'config.json')
   parallel.check(config.global_batch_size)
   model = model_lib.build(config)
+  if which is None:
+    which = 'best' if config.early_stopping.restore_best else 'latest'
   with Checkpoints(workdir, read_only=True) as checkpoints:
     steps = checkpoints.steps()
     if which == 'best':
@@ -115,6 +120,32 @@ def restore(workdir: str, which: str) -> Run:
     params = checkpoints.restore_eval_params(step, template(config, model))
   tokenizer = tokenizer_lib.load(path / 'tokenizer.json')
   return Run(config, tokenizer, model, params, step)
+
+
+def initial_params(
+    config: ConfigDict, model: model_lib.SentimentClassifier) -> Any:
+  """The parameters that training begins with: drawn, or config.init_from.
+
+  Returns:
+    A nested dict of NumPy arrays or replicated ones.
+
+  Raises:
+    UserError: config.init_from can't be read, or is another model's.
+  """
+  drawn = init_state(config, model, optimizer_lib.build(config, 1)).params
+  if not config.init_from:
+    return drawn
+  if is_run(config.init_from):
+    params = restore(config.init_from, None).params
+  else:
+    params = keras_weights.read(config.init_from)
+  check_shapes(config.init_from, drawn, params)
+  return params
+
+
+def is_run(path: str) -> bool:
+  """True for a run directory."""
+  return pathlib.Path(path, 'config.json').exists()
 
 
 def template(

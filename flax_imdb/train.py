@@ -90,6 +90,9 @@ def train(config: ConfigDict, workdir: str,
     latest = checkpoints.latest()
     if latest is None:
       state = parallel.replicate(step_lib.init_state(config, model, optimizer))
+      if config.init_from:
+        params = parallel.replicate(run.initial_params(config, model))
+        state = state.replace(params=params, ema=params if state.ema else {})
     else:
       state, saved = checkpoints.restore(latest, run.template(config, model))
       progress = Progress(**saved)
@@ -155,9 +158,10 @@ def train(config: ConfigDict, workdir: str,
       checkpoints.save(state, dataclasses.asdict(progress), score=0.0)
     checkpoints.wait()
     best = checkpoints.best()
-    assert best is not None
+    evaluated = best if config.early_stopping.restore_best else step
+    assert evaluated is not None
     params = checkpoints.restore_eval_params(
-        best, run.template(config, model))
+        evaluated, run.template(config, model))
 
   test = dataset.load(config, tokenizer, 'test', terminal.announce)
   splits = {'train': reviews, 'validation': validation, 'test': test}
@@ -165,13 +169,16 @@ def train(config: ConfigDict, workdir: str,
             for name, split in splits.items()}
   summary = {
       'config': config.to_dict(), 'step': step, 'steps_total': steps_total,
-      'best_step': best, 'stopped_early': progress.stopped, **scores,
+      'best_step': best, 'evaluated_step': evaluated,
+      'stopped_epoch': (
+          step // batches.steps_per_epoch if progress.stopped else None),
+      **scores,
       'seconds': round(progress.seconds, 3),
       'parameters': run.parameter_count(state.params),
       'params_sha256': run.params_sha256(parallel.to_host(state.params)),
   }
   run.write_summary(workdir, summary)
-  terminal.announce(f'best weights: step {best} of {step}')
+  terminal.announce(f'evaluated: the weights of step {evaluated} of {step}')
   for name, result in scores.items():
     terminal.announce(evaluate.text(name, result))
   if config.show_examples:
@@ -187,8 +194,9 @@ def train(config: ConfigDict, workdir: str,
 def _tokenizer(config: ConfigDict, workdir: str,
                terminal: metrics.Terminal) -> Tokenizer:
   """The run's own tokenizer; fitted if the run is yet to begin."""
-  if pathlib.Path(workdir, 'config.json').exists():
-    return tokenizer_lib.load(pathlib.Path(workdir, 'tokenizer.json'))
+  for source in (workdir, config.init_from):  # ids must mean the same words
+    if source and run.is_run(source):
+      return tokenizer_lib.load(pathlib.Path(source, 'tokenizer.json'))
   return dataset.fit_tokenizer(config, terminal.announce)
 
 

@@ -47,7 +47,7 @@ def test_each_field_of_a_config_has_a_comment(file):
   lines = re.findall(r'^ *config\.[\w.]+ = .*$', (ROOT / file).read_text(),
                      re.MULTILINE)
   fields = [line for line in lines if not line.endswith('= ConfigDict()')]
-  assert len(fields) > 5
+  assert fields
   for line in fields:
     assert re.search(r'  # \S', line), line
 

@@ -13,8 +13,8 @@ ROOT = PACKAGE.parent
 ORDER = [
     'errors', 'files', 'environment', 'config', 'grammar', 'tfds_builders',
     'builders', 'tokenizer', 'batches', 'dataset', 'metrics', 'parallel',
-    'recurrent', 'model', 'optimizer', 'step', 'checkpoint', 'evaluate', 'run',
-    'train', 'main']
+    'recurrent', 'model', 'optimizer', 'step', 'checkpoint', 'evaluate',
+    'keras_weights', 'run', 'report', 'export', 'train', 'main']
 # Start-up: these come before jax, and must not bring it in.
 BEFORE_JAX = ORDER[:ORDER.index('metrics') + 1]
 PRODUCT = sorted(

@@ -51,7 +51,7 @@ def test_a_run_directory_holds_what_the_readme_says(trained):
       best['validation']['loss'], summary['validation']['loss'], rtol=1e-6)
   for part in ('config.model.width = 8  (default 32)', 'jax 0.', '2 x cpu',
                'embed/embedding', f' {summary["parameters"]:,}\n', 'epoch 2/2',
-               'reviews/s', 'compil', 'encoded 110 reviews'):
+               'reviews/s', 'batch shape compiled in'):
     assert part in output
   assert output.count('is positive, predicted') + output.count(
       'is negative, predicted') == 4
@@ -150,7 +150,8 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path):
   finished(run_main(*argv))
   summary = _summary(tmp_path)
   assert summary['step'] == 3 * 7 and summary['steps_total'] == 9 * 7
-  assert summary['stopped_early']
+  assert summary['stopped_epoch'] == 3
+  assert summary['best_step'] == summary['evaluated_step']
   assert 'already at step 21 of 63, stopped early' in finished(run_main(*argv))
 
 

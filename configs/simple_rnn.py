@@ -1,0 +1,17 @@
+"""The notebook's recipe with a SimpleRNN, whose gradient vanishes.
+
+python -m flax_imdb.main --config=configs/simple_rnn.py
+
+takes about 2 minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from flax_imdb import config as config_lib
+
+
+def get_config() -> ConfigDict:
+  """configs/notebook.py with another cell."""
+  config = config_lib.own('notebook')
+  config.model.cell = 'simple_rnn'  # h' = tanh(x W + h R + b)
+  return config
