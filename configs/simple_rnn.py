@@ -2,7 +2,8 @@
 
 python -m flax_imdb.main --config=configs/simple_rnn.py
 
-takes about 2 minutes on 2 CPU cores.
+takes about 3 minutes on 2 CPU cores. Test accuracy 0.504 after 20 epochs: it
+learns by heart a little, and nothing about reviews (RESULTS.md).
 """
 
 from ml_collections import ConfigDict

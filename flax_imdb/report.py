@@ -42,8 +42,9 @@ def gradient_norms(model: model_lib.SentimentClassifier, params: Any,
 
   Returns:
     For 'h' hidden state, 'c' cell state (an LSTM's) and 'x' embedded input:
-    float32 [T, n], row k the norm at step T - 1 - k: lag k from the last step.
-    A state's gradient is the total one, through all later steps.
+    float64 [T, n], row k the norm at step T - 1 - k: lag k from the last step.
+    A state's gradient is the total one, through all later steps; that of the
+    last cell state is 0, for no later step reads it.
   """
   lengths = np.full(len(ids), ids.shape[1], np.int32)
   # A change of nothing, added at every step; its gradient is the state's.
@@ -56,12 +57,14 @@ def gradient_norms(model: model_lib.SentimentClassifier, params: Any,
     def logits(nothing):
       return jnp.sum(model.apply(  # type: ignore[arg-type]
           {'params': params, 'perturbations': nothing}, ids, lengths))
-    return jax.tree.map(lambda g_TnH: jnp.linalg.norm(g_TnH, axis=-1)[::-1],
-                        jax.grad(logits)(nothing))
+    return jax.grad(logits)(nothing)
 
-  norms = gradient(params, nothing)
-  norms = {'x': norms['x']} | norms['forward_0']['steps']
-  return {place: np.asarray(norms[place]) for place in PLACES if place in norms}
+  found = gradient(params, nothing)
+  found = {'x': found['x']} | found['forward_0']['steps']
+  # In float64: the squares of what is below 1e-19 are 0 in float32.
+  return {place: np.linalg.norm(
+      np.asarray(found[place], np.float64), axis=-1)[::-1]
+          for place in PLACES if place in found}
 
 
 def long_reviews(config: ConfigDict, reviews: batches.Reviews) -> np.ndarray:
@@ -112,7 +115,7 @@ def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
 
 def _quartiles(norms: np.ndarray) -> np.ndarray:
   """[lag, review] -> [3, lag]: lower quartile, median, upper quartile."""
-  return np.quantile(norms.astype(np.float64), [0.25, 0.5, 0.75], axis=1)
+  return np.quantile(norms, [0.25, 0.5, 0.75], axis=1)
 
 
 def _csv(measured: list[tuple[str, str, Norms]]) -> str:
@@ -146,8 +149,9 @@ def _figure(measured: list[tuple[str, str, Norms]]) -> bytes:
     for name, when, norms in measured:
       if place not in norms:
         continue
-      # Below the smallest float32 there is nothing to draw on a log axis.
-      low, median, high = np.maximum(_quartiles(norms[place]), 1e-45)
+      quartiles = _quartiles(norms[place])
+      # A log axis has no place for the zeros that float32 makes below 1e-45.
+      low, median, high = np.where(quartiles > 0, quartiles, np.nan)
       panel.plot(median, '--' if when == 'before' else '-',
                  color=colours[name], label=f'{name}, {when} training')
       panel.fill_between(range(len(low)), low, high, color=colours[name],
