@@ -127,16 +127,16 @@ def initial_params(
   """The parameters that training begins with: drawn, or config.init_from.
 
   Returns:
-    A nested dict of NumPy arrays or replicated ones.
+    A nested dict of NumPy arrays, float32.
 
   Raises:
     UserError: config.init_from can't be read, or is another model's.
   """
   drawn = init_state(config, model, optimizer_lib.build(config, 1)).params
   if not config.init_from:
-    return drawn
+    return jax.device_get(drawn)
   if is_run(config.init_from):
-    params = restore(config.init_from, None).params
+    params = parallel.to_host(restore(config.init_from, None).params)
   else:
     params = keras_weights.read(config.init_from)
   check_shapes(config.init_from, drawn, params)

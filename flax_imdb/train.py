@@ -91,8 +91,11 @@ def train(config: ConfigDict, workdir: str,
     if latest is None:
       state = parallel.replicate(step_lib.init_state(config, model, optimizer))
       if config.init_from:
-        params = parallel.replicate(run.initial_params(config, model))
-        state = state.replace(params=params, ema=params if state.ema else {})
+        params = run.initial_params(config, model)
+        # Put there twice: the step donates both, and no buffer goes twice.
+        state = state.replace(
+            params=parallel.replicate(params),
+            ema=parallel.replicate(params) if state.ema else {})
     else:
       state, saved = checkpoints.restore(latest, run.template(config, model))
       progress = Progress(**saved)

@@ -47,8 +47,25 @@ def test_a_batch_depends_on_seed_and_step_alone():
              for s in range(3))  # epochs differ
 
 
+@pytest.mark.parametrize('bucket_width', [0, 32])
+def test_each_epoch_groups_the_reviews_anew(bucket_width):
+  batches = TrainBatches(_reviews(640), 0, 4, bucket_width, 64)
+  first, second = (
+      {frozenset(_rows(batches(step))) for step in range(start, start + 160)}
+      for start in (0, 160))
+  assert len(first & second) < 16
+
+
+def test_batches_come_in_no_order_of_length():
+  batches = TrainBatches(_reviews(16 * batches_lib.WINDOW), 0, 16, 8, 90)
+  widths = [batches(step)['ids'].shape[1] for step in range(batches_lib.WINDOW)]
+  assert len(set(widths)) > 5
+  assert widths not in (sorted(widths), sorted(widths, reverse=True))
+
+
 def test_pad_equals_a_loop_over_the_reviews():
   reviews = _reviews(30)
+  reviews.ids[0] = 77  # not 0, which stands in the padding
   rows = np.array([5, 29, 0])
   batch = batches_lib.pad(reviews, rows, 4, 16, 50)
   longest = max(batch['lengths'])
@@ -91,6 +108,12 @@ def test_eval_batches_hold_every_review_once(n):
     assert batch['weights'].sum() == len(rows)
     seen += list(rows)
   assert sorted(seen) == list(range(n))
+
+
+def test_eval_batches_come_shortest_first():
+  longest = [batch['lengths'].max() for _, batch in
+             batches_lib.eval_batches(_reviews(100), 8, 32, 64)]
+  assert longest == sorted(longest) and len(set(longest)) > 5
 
 
 def test_a_slice_of_reviews_is_the_same_reviews():

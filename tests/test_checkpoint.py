@@ -1,5 +1,8 @@
 """Checkpoints: what is kept, what comes back, what is refused."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +104,22 @@ def test_a_missing_step_is_refused_and_names_those_found(tmp_path):
   with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
     with pytest.raises(UserError, match=r'steps found are \[1, 2\]'):
       checkpoints.restore(9, template)
+
+
+def test_a_failed_restore_silences_late_reads_and_nothing_else(
+    tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(sys, 'unraisablehook', seen.append)
+  _, template = _state(1)
+  with Checkpoints(str(tmp_path)) as checkpoints:
+    for _ in range(2):
+      with pytest.raises(UserError):
+        checkpoints.restore(9, template)
+  late, other = (types.SimpleNamespace(exc_value=RuntimeError(text))
+                 for text in ('Event loop is closed', 'another'))
+  sys.unraisablehook(late)
+  sys.unraisablehook(other)
+  assert seen == [other]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

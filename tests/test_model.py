@@ -8,6 +8,8 @@ import pytest
 from flax_imdb import config as config_lib
 from flax_imdb import model as model_lib
 from flax_imdb import run
+from flax_imdb.tokenizer import START_ID
+from flax_imdb.tokenizer import UNKNOWN_ID
 
 LENGTHS = np.array([40, 3, 1, 17], np.int32)
 POOLINGS = ['last', 'mean', 'max', 'max+mean', 'last+mean+max']
@@ -52,6 +54,18 @@ def test_padding_changes_no_logit(pooling, cell, bidirectional):
   np.testing.assert_array_equal(long, other)
 
 
+def test_the_backward_layer_reads_from_the_last_word():
+  model, params = _build(pooling='last', bidirectional=True)
+  width = model.width  # silences the forward layer's features
+  params['hidden']['kernel'] = params['hidden']['kernel'].at[:width].set(0)
+  params['embed']['embedding'] *= 20
+  ids = _ids(40)
+  ids[1, 2] = 50  # the last of 3 words
+  other = np.where(ids == 50, 51, ids)
+  a, b = (model.apply({'params': params}, x, LENGTHS) for x in (ids, other))
+  assert abs(a[1] - b[1]) > 1e-5
+
+
 def test_padding_has_no_gradient():
   model, params = _build()
   def loss(params):
@@ -66,6 +80,13 @@ def test_unmasked_model_reads_padding():
   short = model.apply({'params': params}, _ids(40), LENGTHS)
   long = model.apply({'params': params}, _ids(50), LENGTHS)
   assert (short != long).all() and np.abs(short - long).max() > 1e-2
+
+
+def test_unmasked_model_reads_no_lengths():
+  model, params = _build(mask_padding=False, pooling='max+mean')
+  given = model.apply({'params': params}, _ids(40), LENGTHS)
+  full = model.apply({'params': params}, _ids(40), np.full(4, 40, np.int32))
+  np.testing.assert_array_equal(given, full)
 
 
 @pytest.mark.parametrize('pooling', POOLINGS)
@@ -111,11 +132,29 @@ def test_dropout_of_a_row_depends_on_its_key_alone(kind):
 def test_word_dropout_spares_start_and_padding_and_keeps_its_rate():
   keep = model_lib._keep(_keys(64), 0, 0.3, (500,))
   assert 0.69 < float(keep.mean()) < 0.71
-  model, params = _build(word_dropout=0.999)
+  assert len({row.tobytes() for row in np.asarray(keep)}) == 64
+  other_kind = model_lib._keep(_keys(64), 1, 0.3, (500,))
+  assert 0.5 < float((keep == other_kind).mean()) < 0.66  # 0.58 by chance
+  model, params = _build(word_dropout=0.99999)
   start = np.ones((4, 1), np.int32)
   np.testing.assert_array_equal(
       model.apply({'params': params}, start, np.ones(4, np.int32), _keys(4)),
       model.apply({'params': params}, start, np.ones(4, np.int32)))
+  unknown = np.where(_ids(40) > START_ID, UNKNOWN_ID, _ids(40))
+  np.testing.assert_allclose(
+      model.apply({'params': params}, _ids(40), LENGTHS, _keys(4)),
+      model.apply({'params': params}, unknown, LENGTHS), atol=1e-6)
+
+
+def test_embedding_dropout_scales_the_features_that_it_keeps():
+  model, params = _build(embedding_dropout=0.75, embedding_dim=16)
+  got = model.apply({'params': params}, _ids(40), LENGTHS, _keys(4))
+  keep = np.asarray(model_lib._keep(_keys(4), 1, 0.75, (16,)))
+  table = params['embed']['embedding']
+  for row in range(4):
+    params['embed'] = {'embedding': table * keep[row] / 0.25}
+    want = model.apply({'params': params}, _ids(40), LENGTHS)[row]
+    np.testing.assert_allclose(got[row], want, atol=1e-6)
 
 
 def test_bfloat16_is_close_and_keeps_float32_parameters():

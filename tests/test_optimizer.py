@@ -34,18 +34,18 @@ START = RNG.normal(size=(3, 4)).astype(np.float32)
 GRADIENTS = RNG.normal(size=(20, 3, 4)).astype(np.float32)
 
 
-def _rmsprop(x, rate):
+def _rmsprop(x, rate, scale):
   """Keras 3: epsilon inside of the root, and v starts at 0."""
   v = np.zeros_like(x)
-  for g in GRADIENTS:
+  for g in scale * GRADIENTS:
     v = 0.9 * v + 0.1 * g**2
     x = x - rate * g / np.sqrt(v + 1e-7)
   return x
 
 
-def _adam(x, rate, decay=0.0):
+def _adam(x, rate, scale=1.0, decay=0.0):
   m, v = np.zeros_like(x), np.zeros_like(x)
-  for t, g in enumerate(GRADIENTS, 1):
+  for t, g in enumerate(scale * GRADIENTS, 1):
     m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
     step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
     x = x - rate * (step + decay * x)
@@ -54,18 +54,20 @@ def _adam(x, rate, decay=0.0):
 
 @pytest.mark.parametrize(('name', 'reference'), [
     ('rmsprop', _rmsprop), ('adam', _adam), ('adamw', _adam),
-    ('sgd', lambda x, rate: x - rate * GRADIENTS.sum(0))])
-def test_optimizer_equals_numpy(name, reference):
-  got = _run(_config(optimizer=name), _tree(START), map(_tree, GRADIENTS))
+    ('sgd', lambda x, rate, scale: x - rate * scale * GRADIENTS.sum(0))])
+@pytest.mark.parametrize('scale', [1.0, 1e-4])  # 1e-4: epsilon counts
+def test_optimizer_equals_numpy(scale, name, reference):
+  got = _run(
+      _config(optimizer=name), _tree(START), map(_tree, scale * GRADIENTS))
   np.testing.assert_allclose(
-      got['hidden']['kernel'], reference(START, 1e-3), atol=2e-6)
+      got['hidden']['kernel'], reference(START, 1e-3, scale), atol=2e-6)
 
 
 def test_weight_decay_shrinks_kernels_only():
   config = _config(optimizer='adamw', weight_decay=0.5, learning_rate=0.01)
   got = _run(config, _tree(START), map(_tree, GRADIENTS))
   np.testing.assert_allclose(
-      got['hidden']['kernel'], _adam(START, 0.01, 0.5), atol=2e-6)
+      got['hidden']['kernel'], _adam(START, 0.01, decay=0.5), atol=2e-6)
   plain = _adam(START, 0.01)
   np.testing.assert_allclose(got['embed']['embedding'], plain, atol=2e-6)
   np.testing.assert_allclose(got['hidden']['bias'], plain[0], atol=2e-6)
@@ -78,6 +80,14 @@ def test_clipping_bounds_the_whole_gradient():
   after = _run(config, _tree(START), [_tree(100 * GRADIENTS[0])])
   moved = jax.tree.map(np.subtract, after, _tree(START))
   assert float(optax.tree.norm(moved)) == pytest.approx(1, rel=1e-5)
+
+
+def test_the_gradient_is_clipped_and_not_the_update():
+  config = _config(optimizer='adam', clip_norm=1.0, learning_rate=1.0)
+  after = _run(config, _tree(START), [_tree(100 * GRADIENTS[0])])
+  # Adam's first step is the sign of each gradient, of whatever norm it is.
+  np.testing.assert_allclose(
+      after['hidden']['kernel'] - START, -np.sign(GRADIENTS[0]), atol=1e-4)
 
 
 def test_cosine_rises_falls_and_ends_at_zero():

@@ -47,8 +47,8 @@ def _train(config, steps, reviews=None, steps_per_epoch=None):
   all_sums = []
   for step in range(steps):
     state, sums = train_step(state, parallel.shard(batches(step)))
-    all_sums.append(parallel.to_host(sums))
-  return parallel.to_host(state), all_sums
+    all_sums.append(sums)  # nothing waits: the queue is as long as can be
+  return parallel.to_host(state), [parallel.to_host(s) for s in all_sums]
 
 
 def test_golden_numbers_of_one_step():
@@ -98,6 +98,11 @@ def test_two_devices_equal_one_whole_batch():
   state, sums = train_step(state, parallel.shard(batch))
   sums = parallel.to_host(sums)
   assert sums['weight'] == 5
+  # Each review is right with its label or with the other one; none else is.
+  flipped = batch | {'labels': 1 - batch['labels']}
+  again = parallel.replicate(step_lib.init_state(config, model, optimizer))
+  _, others = train_step(again, parallel.shard(flipped))
+  assert sums['correct'] + parallel.to_host(others)['correct'] == 5
   np.testing.assert_allclose(sums['loss'] / 5, loss, rtol=1e-5)
   jax.tree.map(
       lambda a, g, b: np.testing.assert_allclose(a - g, b, atol=1e-6),
@@ -143,6 +148,13 @@ def test_the_step_compiles_once_a_width_and_donates_its_state():
   assert compiled == []
 
 
+def test_what_to_host_returns_keeps_no_buffer_from_being_donated():
+  tree = parallel.replicate({'x': np.arange(3.0)})
+  host = parallel.to_host(tree)['x']
+  assert host.flags.owndata
+  np.testing.assert_array_equal(host, [0, 1, 2])
+
+
 def test_two_devices_run_thousands_of_steps_without_a_stall():
   config = _config(**{'model.width': 2, 'data.max_length': 2,
                       'data.bucket_width': 0})
@@ -165,11 +177,38 @@ def test_evaluation_weights_are_the_running_average():
                ema, trajectory[-1].eval_params())
 
 
+def test_weights_depend_on_the_seed_and_dropout_on_the_step_too():
+  """At a learning rate of 0, so that dropout alone changes the loss."""
+  config = _config(**{'learning_rate': 0, 'optimizer': 'sgd',
+                      'model.cell': 'simple_rnn', 'model.word_dropout': 0})
+  batch = batches_lib.pad(_reviews(), np.arange(8), 8, 0, 10)
+  model = model_lib.build(config)
+  optimizer = optimizer_lib.build(config, 1)
+  losses, drawn = [], []
+  for seed in (0, 1):
+    config.seed = seed
+    state = step_lib.init_state(config, model, optimizer)
+    drawn.append(parallel.to_host(parallel.replicate(state.params)))
+    state = parallel.replicate(state.replace(params=drawn[0]))
+    train_step = step_lib.make_train_step(config, model, optimizer, 1)
+    for _ in range(3):
+      state, sums = train_step(state, parallel.shard(batch))
+      losses.append(float(parallel.to_host(sums)['loss']))
+  assert len(set(losses)) == 6
+  assert run.params_sha256(drawn[0]) != run.params_sha256(drawn[1])
+
+
 def test_label_smoothing_pulls_the_loss_towards_both_labels():
-  plain, smooth = (
-      _train(_config(**{'label_smoothing': s}), 1)[1][0]['loss']
-      for s in (0.0, 0.5))
-  assert abs(plain - smooth) > 1e-3
+  """By half of it: the loss with either label is mixed, 1 - s/2 to s/2."""
+  def loss(smoothing, flip=False):
+    reviews = _reviews()
+    reviews.labels[:] ^= flip
+    config = _config(label_smoothing=smoothing)
+    return _train(config, 1, reviews)[1][0]['loss']
+  right, wrong, smooth = loss(0.0), loss(0.0, flip=True), loss(0.5)
+  assert abs(right - wrong) > 1e-3
+  np.testing.assert_allclose(
+      smooth, 0.75 * right + 0.25 * wrong, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['default', 'notebook', 'quickstart', 'debug'])
