@@ -28,7 +28,8 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   """Reads the flags and the config; the config is checked unless restored."""
   parser = _Parser(
-      prog='python -m flax_imdb.main', description=__doc__, allow_abbrev=False,
+      prog='python -m flax_imdb.main', allow_abbrev=False,
+      description='Learns whether film reviews are positive or negative.',
       epilog='--config.FIELD=VALUE changes a field of the config, such as '
       '--config.model.width=32; configs/default.py explains them all.')
   add = parser.add_argument
@@ -162,6 +163,11 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   logging.getLogger('absl').setLevel(logging.ERROR)
   import jax  # only now: it reads the environment when it starts
 
+  try:
+    jax.local_devices()
+  except RuntimeError as e:
+    raise UserError(f'jax finds no devices ({e}): see JAX_PLATFORMS, and '
+                    'whether .[gpu] or .[tpu] is installed') from e
   if config.debug:
     jax.config.update('jax_disable_jit', True)
     jax.config.update('jax_debug_nans', True)

@@ -32,7 +32,7 @@ class Terminal:
     if self._console.is_terminal:
       self._live = Progress(
           TextColumn('{task.description}'), TimeRemainingColumn(),
-          console=self._console, transient=True)
+          TextColumn('left'), console=self._console, transient=True)
       self._task = self._live.add_task('', total=steps_total, completed=step)
       self._live.start()
 

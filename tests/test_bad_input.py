@@ -73,6 +73,11 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_platform_that_is_not_there(tmp_path):
+  refused(run_main(*TINY, f'--workdir={tmp_path}/run', JAX_PLATFORMS='gpux'),
+          'jax finds no devices .* see JAX_PLATFORMS')
+
+
 def test_unknown_split(tmp_path):
   refused(run_main(*TINY, f'--workdir={tmp_path}',
                    '--config.data.train_split=tran'),
