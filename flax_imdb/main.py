@@ -165,9 +165,11 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
 
   try:
     jax.local_devices()
-  except RuntimeError as e:
-    raise UserError(f'jax finds no devices ({e}): see JAX_PLATFORMS, and '
-                    'whether .[gpu] or .[tpu] is installed') from e
+  except (RuntimeError, AssertionError) as e:  # the latter without a plugin
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    raise UserError(
+        f'jax finds no devices for JAX_PLATFORMS={platforms!r}: install .[gpu] '
+        'or .[tpu], or unset it') from e
   if config.debug:
     jax.config.update('jax_disable_jit', True)
     jax.config.update('jax_debug_nans', True)

@@ -1,5 +1,6 @@
 """Each mistake gets one line that names the fix, exit status 2, no loss."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -73,9 +74,12 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_platform_that_is_not_there(tmp_path):
-  refused(run_main(*TINY, f'--workdir={tmp_path}/run', JAX_PLATFORMS='gpux'),
-          'jax finds no devices .* see JAX_PLATFORMS')
+@pytest.mark.parametrize('platform', ['gpux', 'tpu'])
+def test_platform_that_is_not_there(platform, tmp_path):
+  if platform == 'tpu' and importlib.util.find_spec('libtpu'):
+    pytest.skip('libtpu is installed')
+  refused(run_main(*TINY, f'--workdir={tmp_path}/run', JAX_PLATFORMS=platform),
+          f'no devices for JAX_PLATFORMS={platform!r}: install')
 
 
 def test_unknown_split(tmp_path):
