@@ -1,4 +1,4 @@
-"""The notebook's recipe with a SimpleRNN, whose gradient vanishes.
+"""The notebook's recipe with a SimpleRNN, to compare gradients with.
 
 python -m flax_imdb.main --config=configs/simple_rnn.py
 

@@ -1,7 +1,7 @@
 """A run directory: what it holds, and how it is opened again.
 
 config.json  tokenizer.json  checkpoints/  metrics.jsonl
-events.out.tfevents.*  summary.json
+events.out.tfevents.*  summary.json  report/
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def check(workdir: str, config: ConfigDict) -> None:
     raise UserError(
         f'cannot write to {workdir} ({e.strerror}): choose another --workdir'
     ) from e
-  if not (path / 'config.json').exists():
+  if not is_run(workdir):
     return
   made_with = config_lib.read(path / 'config.json')
   changed = config_lib.differences(made_with, config)
@@ -80,7 +80,7 @@ def begin(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
   that then refuses the config in which it is corrected.
   """
   path = pathlib.Path(workdir)
-  if not (path / 'config.json').exists():
+  if not is_run(workdir):
     tokenizer_lib.save(tokenizer, path / 'tokenizer.json')
     config_lib.save(config, path / 'config.json')
 
