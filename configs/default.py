@@ -57,6 +57,6 @@ def get_config() -> ConfigDict:
   config.model.embedding_dropout = 0.3  # share of features off for all words
   config.model.pooled_dropout = 0.5  # share of pooled features off
   config.model.mask_padding = True  # False reads padding, as the notebook does
-  config.model.remat = True  # compute gates again going backward: less memory
+  config.model.gradient = 'fused'  # fused, remat or stored: see RecurrentLayer
   config.model.dtype = 'float32'  # of matrix products; bfloat16 on TPU and GPU
   return config

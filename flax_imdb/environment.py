@@ -43,6 +43,11 @@ def configure(global_batch_size: int) -> None:
       r'host_platform_device_count=(\d+)', env.get('XLA_FLAGS', ''))
   devices = env.get('JAX_NUM_CPU_DEVICES') or (forced[1] if forced else '1')
   env.setdefault('NPROC', str(max(8, 4 * int(devices))))
+  # The loops over time are some 5 % faster with whole AVX-512 registers, which
+  # LLVM avoids by itself; elsewhere the flag means nothing.
+  if 'xla_cpu_prefer_vector_width' not in env.get('XLA_FLAGS', ''):
+    env['XLA_FLAGS'] = (
+        env.get('XLA_FLAGS', '') + ' --xla_cpu_prefer_vector_width=512').strip()
   env.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_dir() / 'xla'))
   # By default only what took over a second to compile is kept: nothing, here.
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

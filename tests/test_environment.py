@@ -76,7 +76,8 @@ def test_without_affinity_the_cores_are_counted(env, monkeypatch):
     ('JAX_COMPILATION_CACHE_DIR', 'elsewhere'),
     ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '7'),
     ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '9'),
-    ('TF_CPP_MIN_LOG_LEVEL', '0'), ('XLA_FLAGS', '--xla_dump_to=x')])
+    ('TF_CPP_MIN_LOG_LEVEL', '0'),
+    ('XLA_FLAGS', '--xla_cpu_prefer_vector_width=256')])
 def test_configure_keeps_what_the_user_set(env, name, value):
   env[name] = value
   environment.configure(128)
@@ -89,7 +90,16 @@ def test_configure_leaves_the_devices_to_xla_flags(env):
   env['XLA_FLAGS'] = flags
   environment.configure(128)
   assert 'JAX_NUM_CPU_DEVICES' not in env
-  assert env['XLA_FLAGS'] == flags and int(env['NPROC']) >= 8
+  assert int(env['NPROC']) >= 8
+
+
+def test_configure_adds_to_the_users_xla_flags(env):
+  environment.configure(128)
+  assert env['XLA_FLAGS'] == '--xla_cpu_prefer_vector_width=512'
+  env['XLA_FLAGS'] = '--xla_dump_to=x'
+  environment.configure(128)
+  assert env['XLA_FLAGS'].split() == [
+      '--xla_dump_to=x', '--xla_cpu_prefer_vector_width=512']
 
 
 def test_configure_takes_an_empty_variable_for_none(env, monkeypatch):
