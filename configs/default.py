@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
   config.weight_decay = 0.0  # a step's decay of kernels, times learning rate
   config.clip_norm = 1.0  # largest norm of the whole gradient; 0 = no limit
   config.label_smoothing = 0.0  # 0.1 asks for probabilities 0.05 and 0.95
+  config.on_nan = 'stop'  # or skip: leave out steps that are not finite
   config.ema_decay = 0.99  # a step's share that averaged weights keep; 0 = off
 
   # After each epoch
@@ -57,6 +58,6 @@ def get_config() -> ConfigDict:
   config.model.embedding_dropout = 0.3  # share of features off for all words
   config.model.pooled_dropout = 0.5  # share of pooled features off
   config.model.mask_padding = True  # False reads padding, as the notebook does
-  config.model.gradient = 'fused'  # fused, remat or stored: see RecurrentLayer
+  config.model.remat = True  # compute gates again going backward: less memory
   config.model.dtype = 'float32'  # of matrix products; bfloat16 on TPU and GPU
   return config

@@ -4,9 +4,14 @@ A checkpoint holds NumPy trees. The same code so serves one host or many, and
 what two devices saved restores on any number of them.
 """
 
+from collections.abc import Callable
+import json
+import pathlib
 import sys
+import time
 from typing import Any
 from typing import Self
+import zlib
 
 import jax
 import numpy as np
@@ -19,8 +24,12 @@ from flax_imdb import parallel
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
 
-# What orbax raises for a step that is missing, damaged or of another shape.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+# What the progress holds beside what it was given.
+_SEAL = ('score', 'model', 'training', 'crc32')
+
+
+class DamagedError(UserError):
+  """A checkpoint that can't be read."""
 
 
 def _rank(metrics: dict[str, float]) -> tuple[float, float]:
@@ -36,6 +45,8 @@ class Checkpoints:
 
   def __init__(self, workdir: str, read_only: bool = False):
     """Opens `workdir`/checkpoints, which need not exist yet."""
+    self._workdir = pathlib.Path(workdir)
+    self._set_aside = [] if read_only else self._set_broken_scores_aside()
     # Without `best_fn` best_step() would silently be the latest step; without
     # the policies a worsening score would evict the latest step.
     self._manager = ocp.CheckpointManager(
@@ -73,22 +84,25 @@ class Checkpoints:
     return self._manager.best_step()
 
   def save(self, state: TrainState, progress: dict[str, Any],
-           score: float) -> None:
+           score: float | None) -> None:
     """Starts to save; returns once `state` may be changed again.
 
     Args:
       state: replicated on the devices.
       progress: what else a run remembers, as JSON can hold it.
-      score: the larger, the better.
+      score: the larger, the better; None, of a state that was not evaluated,
+        is never the best.
     """
     model, training = _items(parallel.to_host(state))
     step = int(training['step'])
     self._manager.save(
-        step, metrics={'score': score, 'step': step},
+        step, metrics=None if score is None else {'score': score, 'step': step},
         args=ocp.args.Composite(
             model=ocp.args.StandardSave(model),
             training=ocp.args.StandardSave(training),
-            progress=ocp.args.JsonSave(progress)))
+            progress=ocp.args.JsonSave(_sealed(progress | {
+                'score': score, 'model': _checksum(model),
+                'training': _checksum(training)}))))
 
   def restore(
       self, step: int, template: TrainState) -> tuple[TrainState, dict]:
@@ -102,7 +116,8 @@ class Checkpoints:
       The state, replicated on today's devices, and the progress.
 
     Raises:
-      UserError: the step is missing, damaged, or of another shape.
+      DamagedError: the step is missing or damaged.
+      UserError: it is of another shape.
     """
     model, training = _items(template)
     items = self._read(
@@ -111,27 +126,87 @@ class Checkpoints:
         progress=ocp.args.JsonRestore())
     check_shapes(f'checkpoint {step}', model | training,
                  items.model | items.training)
+    metrics = self._manager.metrics(step) or {}
+    if (items.progress['score'] != metrics.get('score')
+        or items.progress['training'] != _checksum(items.training)):
+      raise self._damaged(step, 'its score or training state was changed')
+    progress = {k: v for k, v in items.progress.items() if k not in _SEAL}
     return (parallel.replicate(TrainState(**items.model, **items.training)),
-            items.progress)
+            progress)
+
+  def _set_broken_scores_aside(self) -> list[str]:
+    """Makes way for orbax, which opens no directory with such a file in it."""
+    messages = []
+    for file in sorted(self._workdir.glob('checkpoints/*/metrics/metrics')):
+      try:
+        json.loads(file.read_bytes())
+      except ValueError:
+        step = int(file.parents[1].name)
+        messages.append(f'checkpoint {step} cannot be restored (its score is '
+                        f'no JSON); it is set aside as {self._aside(step)}')
+    return messages
+
+  def _aside(self, step: int) -> pathlib.Path:
+    """Moves a step out of the way; it is soon saved again."""
+    path = self._workdir / 'damaged' / f'{step}-{time.time_ns()}'
+    path.parent.mkdir(exist_ok=True)
+    (self._workdir / 'checkpoints' / str(step)).rename(path)
+    return path
+
+  def restore_newest(
+      self, template: TrainState, announce: Callable[[str], None],
+  ) -> tuple[TrainState, dict] | None:
+    """Reads the newest state that is whole; moves others to workdir/damaged.
+
+    Args:
+      template: as for `restore`.
+      announce: told which steps are set aside, and why.
+
+    Returns:
+      As `restore`; None if there is no whole one.
+
+    Raises:
+      UserError: a checkpoint is of another shape.
+    """
+    for message in self._set_aside:
+      announce(message)
+    for step in reversed(self.steps()):
+      try:
+        return self.restore(step, template)
+      except DamagedError as e:
+        announce(f'{e}; it is set aside as {self._aside(step)}')
+        self._manager.reload()
+    return None
 
   def restore_eval_params(self, step: int, template: TrainState) -> Any:
     """Reads only the parameters to evaluate with; otherwise as `restore`."""
     model, _ = _items(template)
     items = self._read(
-        step, model=ocp.args.StandardRestore(_numpy(model)))
+        step, model=ocp.args.StandardRestore(_numpy(model)),
+        progress=ocp.args.JsonRestore())
     check_shapes(f'checkpoint {step}', model, items.model)
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
   def _read(self, step: int, **items: Any) -> Any:
     _drop_late_reads()
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except _DAMAGE as e:
+      read = self._manager.restore(step, args=ocp.args.Composite(**items))
+      if (read.progress != _sealed(read.progress)
+          or read.progress['model'] != _checksum(read.model)):
+        raise ValueError('its progress or parameters were changed')
+      return read
+    except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
       reason = str(e).strip().split('\n')[0][:200]
-      raise UserError(
-          f'checkpoint {step} cannot be restored ({reason}); the steps found '
-          f'are {self.steps()}: choose another with --step, or delete it'
-      ) from e
+      if 'tree structures do not match' in reason:
+        raise UserError(
+            f'checkpoint {step} holds other arrays than this version saves: '
+            'use the version that made it, or another --workdir') from e
+      raise self._damaged(step, reason) from e
+
+  def _damaged(self, step: int, reason: str) -> DamagedError:
+    return DamagedError(
+        f'checkpoint {step} cannot be restored ({reason}); the steps found '
+        f'are {self.steps()}: choose another with --step, or delete it')
 
 
 def _drop_late_reads() -> None:
@@ -147,6 +222,21 @@ def _drop_late_reads() -> None:
     if str(unraisable.exc_value) != 'Event loop is closed':
       hook(unraisable)
   sys.unraisablehook = drop
+
+
+def _checksum(tree: Any) -> int:
+  """CRC-32 of all arrays; orbax notices only some changes of theirs."""
+  crc = 0
+  for x in jax.tree.leaves(tree):
+    crc = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc)
+  return crc
+
+
+def _sealed(values: dict[str, Any]) -> dict[str, Any]:
+  """Adds a checksum of the others."""
+  values = {k: v for k, v in values.items() if k != 'crc32'}
+  text = json.dumps(values, sort_keys=True)
+  return values | {'crc32': zlib.crc32(text.encode())}
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

@@ -18,11 +18,11 @@ _OWN = (_ROOT.parent, _ROOT)
 _CHOICES = {
     'optimizer': ('rmsprop', 'adam', 'adamw', 'sgd'),
     'schedule': ('constant', 'cosine'),
+    'on_nan': ('stop', 'skip'),
     'early_stopping.monitor': ('loss', 'accuracy'),
     'data.name': ('imdb_reviews', 'grammar_reviews'),
     'model.cell': ('lstm', 'simple_rnn'),
     'model.dtype': ('float32', 'bfloat16'),
-    'model.gradient': ('fused', 'remat', 'stored'),
 }
 _AT_LEAST = {
     'seed': 0, 'num_epochs': 0, 'global_batch_size': 1, 'learning_rate': 0,

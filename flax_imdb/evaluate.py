@@ -20,6 +20,18 @@ LABELS = ('negative', 'positive')
 Logits = Callable[[Any, batches.Reviews], np.ndarray]
 
 
+def make_forward(model: model_lib.SentimentClassifier,
+                 devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Makes forward(params, batch) -> float32 [devices, rows] logits.
+
+  The batch holds ids and lengths, after `parallel.shard`; `devices` as in
+  `parallel.data_parallel`.
+  """
+  def apply(params, batch):
+    return model.apply({'params': params}, batch['ids'], batch['lengths'])
+  return parallel.forward(apply, devices)
+
+
 def make_logits(config: ConfigDict, model: model_lib.SentimentClassifier,
                 clock: parallel.CompileClock) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
@@ -28,10 +40,7 @@ def make_logits(config: ConfigDict, model: model_lib.SentimentClassifier,
   what fills up the last batch is thrown away. A review's logit does not depend
   on the number of devices, nor, as long as padding is masked, on its batch.
   """
-  def apply(params, batch):
-    return model.apply({'params': params}, batch['ids'], batch['lengths'])
-
-  forward = clock.wrap(parallel.forward(apply))
+  forward = clock.wrap(make_forward(model))
 
   def logits(params: Any, reviews: batches.Reviews) -> np.ndarray:
     result = np.empty(len(reviews), np.float32)

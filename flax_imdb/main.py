@@ -15,6 +15,7 @@ from flax_imdb import __version__
 from flax_imdb import config as config_lib
 from flax_imdb import environment
 from flax_imdb import metrics
+from flax_imdb import preemption
 from flax_imdb.errors import UserError
 
 
@@ -199,7 +200,8 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
 def main(argv: list[str]) -> int:
   """Runs the program and returns its exit status.
 
-  0: done; 1: the run failed; 2: a mistake in what was given; 130: interrupted.
+  0: done; 1: the run failed; 2: a mistake in what was given; 75: stopped by a
+  signal, with all of the run saved; 130: interrupted with nothing to save.
   """
   debug = False
   try:
@@ -211,6 +213,9 @@ def main(argv: list[str]) -> int:
     if debug:
       raise
     return _fail(str(e), 2 if isinstance(e, UserError) else 1)
+  except preemption.Preempted as e:
+    print(e, file=sys.stderr)
+    return preemption.EXIT_STATUS
   except KeyboardInterrupt:
     return _fail('interrupted; started again, training goes on from the last '
                  'checkpoint', 130)
@@ -220,7 +225,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-  """Prints an error as one line on standard error; returns `status`."""
+  """Prints one line on standard error; returns `status`."""
   print('error: ' + ' '.join(message.split()), file=sys.stderr)
   return status
 

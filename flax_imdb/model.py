@@ -34,7 +34,7 @@ class SentimentClassifier(nn.Module):
   embedding_dropout: float
   pooled_dropout: float
   mask_padding: bool
-  gradient: str
+  remat: bool
   dtype: str
 
   @nn.compact
@@ -69,7 +69,7 @@ class SentimentClassifier(nn.Module):
       states = [
           RecurrentLayer(
               self.cell, self.width, dtype, self.mask_padding,
-              reverse=direction == 'backward', gradient=self.gradient,
+              reverse=direction == 'backward', remat=self.remat,
               name=f'{direction}_{layer}')(x_TBE, lengths_B)
           for direction in directions]
       x_TBE = jnp.concatenate(states, axis=-1)

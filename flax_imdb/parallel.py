@@ -8,6 +8,7 @@ model sees are then real ones, to print or to inspect in a debugger.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import time
 from typing import Any
 
@@ -69,12 +70,15 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
-def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable:
+def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]],
+                  devices: Sequence[jax.Device] | None = None) -> Callable:
   """Compiles step(state, batch) -> (state, sums) for all local devices.
 
   Args:
     step: works on one device's rows; must add up what depends on them with
       `sum_over_devices`, or the devices drift apart unseen.
+    devices: instead of the local ones; may be described rather than there, as
+      in `ahead_of_time`.
 
   Returns:
     A function of a replicated state, whose buffers it reuses, and a batch of
@@ -83,14 +87,19 @@ def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable:
   if _debugging():
     return lambda state, batch: step(state, _only_shard(batch))
   return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None),
-                  donate_argnums=0)
+                  devices=devices, donate_argnums=0)
 
 
-def forward(function: Callable[[Any, Any], Any]) -> Callable:
-  """Compiles function(params, batch) -> rows; the rows keep the device axis."""
+def forward(function: Callable[[Any, Any], Any],
+            devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Compiles function(params, batch) -> rows; the rows keep the device axis.
+
+  `devices` as in `data_parallel`.
+  """
   if _debugging():
     return lambda params, batch: function(params, _only_shard(batch))
-  return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0)
+  return jax.pmap(
+      function, AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
 def sum_over_devices(tree: Any) -> Any:

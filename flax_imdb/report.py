@@ -47,7 +47,6 @@ def gradient_norms(model: model_lib.SentimentClassifier, params: Any,
     last cell state is 0, for no later step reads it.
   """
   lengths = np.full(len(ids), ids.shape[1], np.int32)
-  model = model.clone(gradient='remat')  # 'fused' has no places to look at
   # A change of nothing, added at every step; its gradient is the state's.
   nothing = jax.eval_shape(
       lambda: model.init(jax.random.key(0), ids, lengths))['perturbations']

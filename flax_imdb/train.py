@@ -16,6 +16,7 @@ from flax_imdb import metrics
 from flax_imdb import model as model_lib
 from flax_imdb import optimizer as optimizer_lib
 from flax_imdb import parallel
+from flax_imdb import preemption
 from flax_imdb import run
 from flax_imdb import step as step_lib
 from flax_imdb import tokenizer as tokenizer_lib
@@ -66,6 +67,7 @@ def train(config: ConfigDict, workdir: str,
   Raises:
     UserError: data, devices or run directory don't fit.
     FloatingPointError: the loss is no longer finite; nothing was saved since.
+    Preempted: a signal asked for it; the state of the step before is saved.
   """
   parallel.check(config.global_batch_size)
   run.check(workdir, config)
@@ -86,9 +88,11 @@ def train(config: ConfigDict, workdir: str,
   steps_total = config.num_epochs * batches.steps_per_epoch
   progress = Progress()
 
-  with Checkpoints(workdir) as checkpoints:
-    latest = checkpoints.latest()
-    if latest is None:
+  with preemption.deferred() as request, Checkpoints(workdir) as checkpoints:
+    found = checkpoints.restore_newest(
+        run.template(config, model), terminal.announce)
+    if found is None:
+      step = 0
       state = parallel.replicate(step_lib.init_state(config, model, optimizer))
       if config.init_from:
         params = run.initial_params(config, model)
@@ -97,11 +101,11 @@ def train(config: ConfigDict, workdir: str,
             params=parallel.replicate(params),
             ema=parallel.replicate(params) if state.ema else {})
     else:
-      state, saved = checkpoints.restore(latest, run.template(config, model))
+      state, saved = found
+      step = int(parallel.to_host(state.step))
       progress = Progress(**saved)
-    step = latest or 0
     terminal.announce(run.parameter_table(state.params))
-    if latest is not None:
+    if found is not None:
       done = progress.stopped or step == steps_total
       terminal.announce(
           ('already at' if done else 'resuming from')
@@ -119,7 +123,8 @@ def train(config: ConfigDict, workdir: str,
       # NOTE: the order matters. The metrics line is on disk before the
       # checkpoint that stands for it: a kill in between repeats the epoch and
       # its line, and loses neither.
-      while step < steps_total and not progress.stopped:
+      while (step < steps_total and not progress.stopped
+             and not request.name):
         batch = batches(step)
         state, sums = train_step(state, parallel.shard(batch))
         step += 1
@@ -128,26 +133,34 @@ def train(config: ConfigDict, workdir: str,
           terminal.announce('first step done' + clock.take())
         if step % WAIT_EVERY == 0:
           if waiting is not None:
+            sums_so_far = parallel.to_host(waiting)
+            _check_finite(config, sums_so_far, batches, checkpoints)
             terminal.update(step, _live_text(
-                parallel.to_host(waiting), step, batches.steps_per_epoch,
-                steps_total, rate.per_second()))
+                sums_so_far, step, batches.steps_per_epoch, steps_total,
+                rate.per_second()))
           waiting = sums
         if step % batches.steps_per_epoch:
           continue
 
         sums = parallel.to_host(sums)
-        _check_finite(step, sums['loss'] + sums['grad_norm'])
+        _check_finite(config, sums, batches, checkpoints)
         reviews_per_second = rate.per_second()
         result = evaluate.score(
             logits(state.eval_params(), validation), validation.labels)
-        _check_finite(step, result['loss'])
+        if not np.isfinite(result['loss']):
+          raise FloatingPointError(
+              f'the validation loss after step {step} is {result["loss"]}; '
+              + _remedy(checkpoints))
         score = (-result['loss'] if config.early_stopping.monitor == 'loss'
                  else result['accuracy'])
         progress.update(score, config.early_stopping.patience,
                         config.early_stopping.min_delta)
         progress.seconds += rate.seconds()
-        line = {'epoch': step // batches.steps_per_epoch, 'step': step,
-                'train': metrics.means(sums), 'validation': result}
+        line: dict[str, Any] = {
+            'epoch': step // batches.steps_per_epoch, 'step': step,
+            'train': metrics.means(sums), 'validation': result}
+        if config.on_nan == 'skip':
+          line['train']['skipped'] = int(sums['skipped'])
         writers.write(line, {'reviews_per_second': reviews_per_second})
         checkpoints.save(state, dataclasses.asdict(progress), score)
         terminal.announce(
@@ -157,8 +170,18 @@ def train(config: ConfigDict, workdir: str,
     finally:
       terminal.stop()
       writers.close()
-    if checkpoints.latest() is None:  # no epochs were asked for
+    if checkpoints.latest() is None and not steps_total:  # only to evaluate
       checkpoints.save(state, dataclasses.asdict(progress), score=0.0)
+    if request.name:
+      if checkpoints.latest() != step:
+        _check_finite(
+            config, parallel.to_host(state.sums), batches, checkpoints)
+        progress.seconds += rate.seconds()
+        checkpoints.save(state, dataclasses.asdict(progress), score=None)
+      checkpoints.wait()
+      raise preemption.Preempted(
+          f'stopped by {request.name} after step {step} of {steps_total}, '
+          'which is saved: the same command goes on from there')
     checkpoints.wait()
     best = checkpoints.best()
     evaluated = best if config.early_stopping.restore_best else step
@@ -203,13 +226,28 @@ def _tokenizer(config: ConfigDict, workdir: str,
   return dataset.fit_tokenizer(config, terminal.announce)
 
 
-def _check_finite(step: int, value: float) -> None:
-  """Raises FloatingPointError, so that a broken state is never saved."""
-  if not np.isfinite(value):
-    raise FloatingPointError(
-        f'the loss or the gradient was not finite in the epoch to step {step}; '
-        'the checkpoint before is kept: lower config.learning_rate or set '
-        'config.clip_norm')
+def _check_finite(config: ConfigDict, sums: dict[str, np.ndarray],
+                  batches: batches_lib.TrainBatches,
+                  checkpoints: Checkpoints) -> None:
+  """Raises FloatingPointError, so that a broken run never saves over a good.
+
+  Not at config.on_nan='skip', unless nothing but such steps is left.
+  """
+  if not sums['skipped'] or config.on_nan == 'skip' and sums['weight']:
+    return
+  bad_step = int(sums['bad_step'])
+  rate = optimizer_lib.schedule(config, batches.steps_per_epoch)(bad_step - 1)
+  raise FloatingPointError(
+      f'step {bad_step} is not finite: loss {sums["bad_loss"]:.6g}, gradient '
+      f'norm {sums["bad_grad_norm"]:.6g}, learning rate {float(rate):.6g}; '
+      + _remedy(checkpoints))
+
+
+def _remedy(checkpoints: Checkpoints) -> str:
+  latest = checkpoints.latest()
+  saved = 'nothing' if latest is None else f'step {latest}'
+  return (f'{saved} was saved before: lower config.learning_rate, set '
+          'config.clip_norm, or leave such steps out with --config.on_nan=skip')
 
 
 def _live_text(sums: dict[str, np.ndarray], step: int, steps_per_epoch: int,

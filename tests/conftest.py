@@ -9,6 +9,8 @@ import tempfile
 
 import pytest
 
+from flax_imdb import environment
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # One cache for the session, none of the user's: programs compiled by one test
@@ -17,9 +19,10 @@ _CACHE = tempfile.mkdtemp(prefix='flax_imdb_tests_')
 os.environ['XDG_CACHE_HOME'] = _CACHE
 os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE}/xla'
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['NPROC'] = '8'
+# The rest as the command line sets it: with other flags for XLA, a run in this
+# process would differ from one in a subprocess in its last bits.
+environment.configure(global_batch_size=32)
 
 # The smallest run that still has buckets, a short last batch and two epochs.
 TINY = (

@@ -94,7 +94,7 @@ def test_another_structure_is_refused(tmp_path):
   _save(tmp_path, {1: 0.0})
   _, template = _state(1, layers=2)
   with Checkpoints(str(tmp_path)) as checkpoints:
-    with pytest.raises(UserError, match='checkpoint 1 cannot be restored'):
+    with pytest.raises(UserError, match='checkpoint 1 holds other arrays'):
       checkpoints.restore(1, template)
 
 

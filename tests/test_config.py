@@ -82,7 +82,7 @@ def test_an_unknown_file_lists_the_known_ones(tmp_path):
 @pytest.mark.parametrize(('field', 'text', 'value'), [
     ('seed', '7', 7), ('learning_rate', '1e-4', 1e-4), ('clip_norm', '2', 2.0),
     ('optimizer', 'sgd', 'sgd'), ('debug', 'true', True),
-    ('model.bidirectional', '0', False),
+    ('model.remat', 'False', False), ('model.bidirectional', '0', False),
     ('data.train_split', 'train[:10]', 'train[:10]'),
     ('early_stopping.patience', '3', 3)])
 def test_override_reads_the_fields_type(default, field, text, value):

@@ -1,5 +1,6 @@
 """What is set before jax starts, and that the user's settings stay."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -81,7 +82,7 @@ def test_without_affinity_the_cores_are_counted(env, monkeypatch):
 def test_configure_keeps_what_the_user_set(env, name, value):
   env[name] = value
   environment.configure(128)
-  assert env[name] == value
+  assert value in env[name].split()
   assert 'JAX_NUM_CPU_DEVICES' in env and 'NPROC' in env
 
 
@@ -93,13 +94,19 @@ def test_configure_leaves_the_devices_to_xla_flags(env):
   assert int(env['NPROC']) >= 8
 
 
-def test_configure_adds_to_the_users_xla_flags(env):
+@pytest.mark.parametrize(('there', 'level'), [
+    ('', ['--xla_backend_optimization_level=1']), ('libtpu', []),
+    ('jax_cuda12_plugin', [])])
+def test_configure_adds_to_the_users_xla_flags(env, monkeypatch, there, level):
+  monkeypatch.setattr(
+      importlib.util, 'find_spec', lambda name: name == there or None)
+  flags = ['--xla_cpu_prefer_vector_width=512', *level]
   environment.configure(128)
-  assert env['XLA_FLAGS'] == '--xla_cpu_prefer_vector_width=512'
-  env['XLA_FLAGS'] = '--xla_dump_to=x'
+  assert env['XLA_FLAGS'].split() == flags
+  env['XLA_FLAGS'] = '--xla_dump_to=x --xla_backend_optimization_level=2'
   environment.configure(128)
   assert env['XLA_FLAGS'].split() == [
-      '--xla_dump_to=x', '--xla_cpu_prefer_vector_width=512']
+      '--xla_dump_to=x', '--xla_backend_optimization_level=2', flags[0]]
 
 
 def test_configure_takes_an_empty_variable_for_none(env, monkeypatch):

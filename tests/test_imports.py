@@ -12,11 +12,12 @@ ROOT = PACKAGE.parent
 # A module may import those before it, and none after it.
 ORDER = [
     'errors', 'files', 'environment', 'config', 'grammar', 'tfds_builders',
-    'builders', 'tokenizer', 'batches', 'dataset', 'metrics', 'parallel',
-    'recurrent', 'model', 'optimizer', 'step', 'checkpoint', 'evaluate',
-    'keras_weights', 'run', 'report', 'export', 'train', 'main']
+    'builders', 'tokenizer', 'batches', 'dataset', 'metrics', 'preemption',
+    'parallel', 'recurrent', 'model', 'optimizer', 'step', 'checkpoint',
+    'evaluate', 'ahead_of_time', 'keras_weights', 'run', 'report', 'export',
+    'train', 'main']
 # Start-up: these come before jax, and must not bring it in.
-BEFORE_JAX = ORDER[:ORDER.index('metrics') + 1]
+BEFORE_JAX = ORDER[:ORDER.index('preemption') + 1]
 PRODUCT = sorted(
     file for folder in (PACKAGE, ROOT / 'configs') for file in
     folder.rglob('*.py') if '__pycache__' not in file.parts)

@@ -223,3 +223,27 @@ def test_every_config_trains_one_step(name):
   if not config.warmup_epochs:  # else the first step's rate is 0
     assert run.params_sha256(parallel.to_host(
         parallel.replicate(before.params))) != run.params_sha256(state.params)
+
+
+@pytest.mark.parametrize('poison', [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
+    monkeypatch, poison):
+  config = _config(ema_decay=0.9, on_nan='skip')
+  good, sums_before = _train(config, 2)
+  batch_of = batches_lib.TrainBatches.__call__
+  def poisoned(batches, step):
+    batch = batch_of(batches, step)
+    if step == 2:  # the third
+      batch['labels'] = np.full_like(batch['labels'], poison)
+    return batch
+  monkeypatch.setattr(batches_lib.TrainBatches, '__call__', poisoned)
+  state, sums = _train(config, 3)
+  assert (good.step, state.step) == (2, 3)
+  for name in ('params', 'opt_state', 'ema'):
+    jax.tree.map(np.testing.assert_array_equal,
+                 getattr(state, name), getattr(good, name))
+  last = {k: float(v) for k, v in sums[-1].items()}
+  assert (last['skipped'], last['bad_step']) == (1, 3)
+  assert not np.isfinite(last['bad_loss'] + last['bad_grad_norm'])
+  for k in ('loss', 'correct', 'weight', 'grad_norm'):
+    assert last[k] == sums_before[-1][k]

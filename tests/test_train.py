@@ -5,8 +5,10 @@ import logging
 
 from conftest import TINY
 import jax
+import numpy as np
 import pytest
 
+from flax_imdb import batches as batches_lib
 from flax_imdb import config as config_lib
 from flax_imdb import environment
 from flax_imdb import evaluate
@@ -146,19 +148,60 @@ def test_a_line_is_written_before_its_checkpoint(tmp_path, monkeypatch):
   assert written == [[7], [7, 14]]
 
 
-@pytest.mark.parametrize(('rate', 'validation_loss'), [
-    (1e30, 0.5), (5e-3, float('nan'))])
+@pytest.mark.parametrize(('rate', 'validation_loss', 'message'), [
+    (1e30, 0.5, r'step 2 is not finite: loss \S+, gradient norm \S+, learning '
+     r'rate 1e\+30; nothing was saved before: lower config.learning_rate'),
+    (5e-3, float('nan'), 'validation loss after step 7 is nan; nothing was')])
 def test_neither_loss_may_be_infinite(
-    rate, validation_loss, tmp_path, monkeypatch):
+    rate, validation_loss, message, tmp_path, monkeypatch):
   _script(monkeypatch, {'loss': validation_loss})
-  config = _config(learning_rate=rate)
+  config = _config(learning_rate=rate, warmup_epochs=0.0, schedule='constant')
   terminal = _Terminal()
-  with pytest.raises(FloatingPointError, match='not finite .* to step 7;'):
+  with pytest.raises(FloatingPointError, match=message):
     train_lib.train(config, str(tmp_path), terminal)
   assert terminal.calls[-1] == 'stop'
   with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
     assert checkpoints.steps() == []
   assert _lines(tmp_path) == []
+
+
+def _poison(monkeypatch, steps):
+  """Makes the loss of some steps NaN."""
+  def poisoned(batches, step):
+    batch = batch_of(batches, step)
+    if step + 1 in steps:
+      batch['labels'] = np.full_like(batch['labels'], np.nan)
+    return batch
+  batch_of = batches_lib.TrainBatches.__call__
+  monkeypatch.setattr(batches_lib.TrainBatches, '__call__', poisoned)
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
+    tmp_path, monkeypatch):
+  _poison(monkeypatch, [9, 10])
+  with pytest.raises(FloatingPointError, match=(
+      'step 9 is not finite: loss nan, gradient norm nan, learning rate 0.00'
+      '.*; step 7 was saved before')):
+    train_lib.train(_config(), str(tmp_path), _Terminal())
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == [7]
+
+
+def test_such_steps_are_left_out_and_counted(tmp_path, monkeypatch):
+  _poison(monkeypatch, [2, 3, 14])
+  summary = train_lib.train(
+      _config(on_nan='skip'), str(tmp_path), _Terminal())
+  first, second = (line['train'] for line in _lines(tmp_path))
+  assert (first['skipped'], second['skipped']) == (2, 1)
+  assert first['n'] in (99 - 32, 99 - 19)  # one batch of 7 has 3 reviews only
+  assert second['n'] in (99 - 16, 99 - 3)
+  assert np.isfinite(summary['test']['loss'])
+
+
+def test_an_epoch_without_a_finite_step_stops_the_run(tmp_path, monkeypatch):
+  _poison(monkeypatch, range(8, 15))
+  with pytest.raises(FloatingPointError, match='step 8 is not finite'):
+    train_lib.train(_config(on_nan='skip'), str(tmp_path), _Terminal())
 
 
 def test_the_host_waits_for_steps_past_and_says_where_it_is(

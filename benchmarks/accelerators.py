@@ -1,0 +1,115 @@
+"""What the train step becomes on TPUs and GPUs, without any of them.
+
+  pip install -e '.[aot]'
+  python benchmarks/accelerators.py [TOPOLOGY ...]
+
+compiles the widest batch of configs/default.py in each variant for each
+topology (those of `ahead_of_time.EXAMPLES`; by default one and four chips of a
+TPU v5e and, where the CUDA plugin is installed, an H100) and prints a table;
+about 20 s a row on 2 CPU cores. Columns: peak and temporary memory a device,
+temporaries without what a TPU keeps on its chip; all-reduces; kernels a step
+outside the loops over time; in the loops, kernels a time step and what the
+loops hold; seconds to compile.
+
+  python benchmarks/accelerators.py --lower
+
+needs no extra package: it lowers the train step for one device, without the
+compilers behind, to one module for cuda and tpu, and prints the module's size.
+"""
+
+import functools
+import importlib.util
+import itertools
+import os
+import sys
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import jax  # noqa: E402, it reads the environment when it starts
+from jax import export  # noqa: E402
+
+from flax_imdb import ahead_of_time  # noqa: E402
+from flax_imdb import config as config_lib  # noqa: E402
+from flax_imdb import model as model_lib  # noqa: E402
+from flax_imdb import optimizer as optimizer_lib  # noqa: E402
+from flax_imdb import step as step_lib  # noqa: E402
+from flax_imdb.errors import UserError  # noqa: E402
+
+VARIANTS = {
+    'model.width': (32, 256),
+    'model.dtype': ('float32', 'bfloat16'),
+    'model.remat': (True, False),
+}
+COLUMNS = {'peak_mib': 'peak MiB', 'temp_mib': 'temp MiB',
+           'all_reduces': 'all-reduces', 'kernels': 'kernels',
+           'loop_kernels': 'in loops', 'loop_mib': 'loop MiB',
+           'compile_seconds': 'seconds'}
+PLATFORMS = ('cuda', 'tpu')
+
+
+def variants():
+  """Yields (names of the values, config) for all combinations."""
+  for values in itertools.product(*VARIANTS.values()):
+    config = config_lib.load('configs/default.py')
+    for field, value in zip(VARIANTS, values, strict=True):
+      config_lib.override(config, field, str(value))
+    yield ' '.join(map(str, values)), config
+
+
+def table(topologies: list[str]) -> None:
+  """Prints a line for each topology and variant."""
+  print(f'{"topology":10}{"variant":24}'
+        + ''.join(f'{title:>13}' for title in COLUMNS.values()))
+  for topology in topologies:
+    devices = ahead_of_time.describe(topology)
+    for name, config in variants():
+      rows = config.global_batch_size // len(devices)
+      program = ahead_of_time.compile_program(config, devices, rows, True)
+      values = [program.get(column, 'too large') for column in COLUMNS]
+      print(f'{topology:10}{name:24}' + ''.join(
+          f'{v:13.1f}' if isinstance(v, float) else f'{v:>13}'
+          for v in values), flush=True)
+
+
+def lower() -> None:
+  """Prints the size of each variant's step, lowered for all `PLATFORMS`."""
+  for name, config in variants():
+    model, optimizer = model_lib.build(config), optimizer_lib.build(config, 1)
+    state = jax.eval_shape(
+        functools.partial(step_lib.init_state, config, model, optimizer))
+    step = step_lib.make_train_step(
+        config, model, optimizer, 1, jax.local_devices()[:1])
+    size = config.global_batch_size
+    batch = {k: jax.ShapeDtypeStruct((1, size), dtype) for k, dtype in (
+        ('lengths', 'i4'), ('labels', 'f4'), ('weights', 'f4'))}
+    batch['ids'] = jax.ShapeDtypeStruct(
+        (1, size, config.data.max_length), 'i4')
+
+    # Flat, for `export` knows only the containers that are registered with it.
+    leaves, tree = jax.tree.flatten(state)
+    def flat(leaves, batch, step=step, tree=tree):
+      return jax.tree.leaves(step(jax.tree.unflatten(tree, leaves), batch))
+    module = export.export(jax.jit(flat), platforms=PLATFORMS)(leaves, batch)
+    print(f'{name:24}lowered for {" and ".join(module.platforms)}: '
+          f'{len(module.mlir_module_serialized) / 1e3:.0f} kB', flush=True)
+
+
+def main() -> None:
+  """Prints the table, or with --lower the sizes."""
+  topologies = sys.argv[1:]
+  if topologies == ['--lower']:
+    lower()
+    return
+  if not topologies:
+    topologies = ['v5e:1x1', 'v5e:2x2']
+    if importlib.util.find_spec('jax_cuda12_plugin'):
+      topologies.append('cuda:h100')
+  try:
+    table(topologies)
+  except UserError as e:
+    raise SystemExit(f'error: {e}') from e
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,151 @@
+"""What peers.py's systems share: batches, reviews and weights, on disk.
+
+`prepare`, in a process of its own, writes them with this package; a peer reads
+them with NumPy and none of our libraries.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+def bucket_width(recipe: dict, mode: str) -> int:
+  """Tokens; 0 pads every batch to the longest review allowed."""
+  return recipe['data']['bucket_width'] if mode in (
+      'bucketed', 'accuracy') else 0
+
+
+def eval_batches(recipe: dict, mode: str, reviews):
+  """The batches of `batches.eval_batches`, as wide as the mode asks for."""
+  from flax_imdb import batches
+  return batches.eval_batches(
+      reviews, recipe['global_batch_size'], bucket_width(recipe, mode),
+      recipe['data']['max_length'])
+
+
+def load(directory: pathlib.Path, mode: str) -> list[Batch]:
+  """The batches that `prepare` wrote, for one mode."""
+  name = 'plain' if mode == 'plain' else 'epoch'
+  with np.load(directory / f'{name}.npz') as f:
+    widths, ids, lengths, labels = (
+        f[k] for k in ('widths', 'ids', 'lengths', 'labels'))
+  if mode == 'padded':
+    widths = np.full_like(widths, ids.shape[2])
+  return [{'ids': np.ascontiguousarray(ids[i, :, :width]),
+           'lengths': lengths[i], 'labels': labels[i],
+           'weights': np.ones(len(labels[i]), np.float32)}
+          for i, width in enumerate(widths)]
+
+
+def load_weights(directory: pathlib.Path, name: str) -> list[np.ndarray]:
+  """Initial weights in Keras' order."""
+  with np.load(directory / f'{name}.npz') as f:
+    return [f[f'arr_{i}'] for i in range(len(f.files))]
+
+
+def load_reviews(directory: pathlib.Path, name: str):
+  """A split that `prepare` wrote."""
+  from flax_imdb.batches import Reviews
+  with np.load(directory / f'{name}.npz') as f:
+    return Reviews(f['ids'], f['offsets'], f['labels'])
+
+
+def _save_reviews(directory: pathlib.Path, name: str, reviews, rows) -> None:
+  spans = [reviews.ids[reviews.offsets[i]:reviews.offsets[i + 1]] for i in rows]
+  np.savez(directory / f'{name}.npz', ids=np.concatenate(spans),
+           offsets=np.cumsum([0] + [len(span) for span in spans]),
+           labels=reviews.labels[rows])
+
+
+def _save_batches(directory: pathlib.Path, name: str, batches: list) -> None:
+  widest = max(batch['ids'].shape[1] for batch in batches)
+  np.savez(
+      directory / f'{name}.npz',
+      widths=[batch['ids'].shape[1] for batch in batches],
+      ids=np.stack([np.pad(b['ids'], ((0, 0), (0, widest - b['ids'].shape[1])))
+                    for b in batches]),
+      **{k: np.stack([b[k] for b in batches]) for k in ('lengths', 'labels')})
+
+
+def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
+            reviews: int, repeats: int) -> dict:
+  """Writes recipes, batches, reviews and initial weights for all systems.
+
+  Args:
+    directory: where to.
+    steps: padded batches, the first of the notebook's run.
+    epoch_steps: bucketed batches of its first epoch: sorted by width, every
+      k-th, so that their mean width is the epoch's. The short last one is left
+      out.
+    reviews: of the notebook's validation split, at equal distances.
+    repeats: seeds of the default recipe to write initial weights for.
+
+  Returns:
+    steps_per_epoch, and the mean width of the epoch and of the sample.
+  """
+  import functools
+
+  from flax.traverse_util import flatten_dict
+
+  from flax_imdb import batches as batches_lib
+  from flax_imdb import config as config_lib
+  from flax_imdb import dataset
+  from flax_imdb import keras_weights
+  from flax_imdb import model as model_lib
+  from flax_imdb import optimizer as optimizer_lib
+  from flax_imdb import step as step_lib
+  announce = functools.partial(print, file=sys.stderr)
+  notebook = config_lib.load('configs/notebook.py')
+  default = config_lib.load('configs/default.py')
+  notebook.data.bucket_width = default.data.bucket_width
+  (directory / 'recipes.json').write_text(json.dumps(
+      {'notebook': notebook.to_dict(), 'accuracy': default.to_dict()}))
+
+  def initial_params(config):
+    return step_lib.init_state(config, model_lib.build(config),
+                               optimizer_lib.build(config, 1)).params
+
+  np.savez(directory / 'notebook.npz',
+           *keras_weights.to_keras(initial_params(notebook)))
+  for seed in range(repeats):
+    default.seed = seed
+    flat = flatten_dict(initial_params(default), sep='/')
+    cells = [f'{direction}_0/steps/cell/{name}'
+             for direction in ('forward', 'backward')
+             for name in ('kernel', 'recurrent_kernel', 'bias')]
+    dense = [f'{layer}/{name}' for layer in ('hidden', 'logit')
+             for name in ('kernel', 'bias')]
+    np.savez(directory / f'accuracy{seed}.npz',
+             *[flat[name] for name in ('embed/embedding', *cells, *dense)])
+
+  data = notebook.data
+  tokenizer = dataset.fit_tokenizer(notebook, announce)
+  train = dataset.load(notebook, tokenizer, 'train', announce)
+  padded, bucketed = (
+      batches_lib.TrainBatches(train, notebook.seed,
+                               notebook.global_batch_size, width,
+                               data.max_length)
+      for width in (0, data.bucket_width))
+  _save_batches(directory, 'plain', [padded(step) for step in range(steps)])
+  epoch = [bucketed(step) for step in range(bucketed.steps_per_epoch)]
+  widths = [batch['ids'].shape[1] for batch in epoch]
+  full = [i for i in np.argsort(widths, kind='stable')
+          if epoch[i]['weights'].all()]
+  places = (np.arange(epoch_steps) + 0.5) * len(full) / epoch_steps
+  sample = sorted(full[int(place)] for place in places)
+  _save_batches(directory, 'epoch', [epoch[i] for i in sample])
+
+  validation = dataset.load(notebook, tokenizer, 'validation', announce)
+  _save_reviews(directory, 'evaluate', validation, np.linspace(
+      0, len(validation) - 1, reviews).astype(int))
+  tokenizer = dataset.fit_tokenizer(default, announce)
+  for split in ('train', 'validation'):
+    some = dataset.load(default, tokenizer, split, announce)
+    _save_reviews(directory, split, some, range(len(some)))
+  return {'steps_per_epoch': bucketed.steps_per_epoch,
+          'epoch_width': float(np.mean(widths)),
+          'sample_width': float(np.mean([widths[i] for i in sample]))}

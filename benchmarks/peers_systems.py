@@ -1,0 +1,261 @@
+"""Our trainer, Keras and PyTorch behind the same four calls, for peers.py.
+
+build(recipe, mode, weights, steps_per_epoch) makes the model and its optimizer;
+step(batch) trains on a batch; wait() ends all steps and returns the last one's
+loss; probabilities(reviews) evaluates. The modes are plain, padding is read;
+padded, to 500 tokens but not read; bucketed, not read; and accuracy, the model
+of configs/default.py on buckets.
+
+Nothing heavy is imported before a system needs it, so that no one's start and
+memory are charged with another's libraries.
+"""
+
+import os
+
+import numpy as np
+from peers_data import Batch
+from peers_data import bucket_width
+from peers_data import eval_batches
+
+
+class FlaxImdb:
+  """This package."""
+
+  def build(self, recipe: dict, mode: str, weights: list,
+            steps_per_epoch: int) -> None:
+    """Makes a model and what trains it; config.seed alone gives the weights."""
+    del weights  # the weights are those that `prepare` wrote
+    from ml_collections import ConfigDict
+
+    from flax_imdb import evaluate
+    from flax_imdb import model as model_lib
+    from flax_imdb import optimizer as optimizer_lib
+    from flax_imdb import parallel
+    from flax_imdb import step as step_lib
+    config = ConfigDict(recipe)
+    config.model.mask_padding = mode != 'plain'
+    model = model_lib.build(config)
+    optimizer = optimizer_lib.build(config, steps_per_epoch)
+    self._parallel = parallel
+    self._state = parallel.replicate(
+        step_lib.init_state(config, model, optimizer))
+    # One step an epoch: the sums are those of the last step alone.
+    self._train_step = step_lib.make_train_step(config, model, optimizer, 1)
+    config.data.bucket_width = bucket_width(recipe, mode)
+    self._logits = evaluate.make_logits(config, model, parallel.CompileClock())
+
+  def step(self, batch: Batch) -> None:
+    self._state, self._sums = self._train_step(
+        self._state, self._parallel.shard(batch))
+
+  def wait(self) -> float:
+    """The loss of the last step, once all steps are done."""
+    import jax
+    jax.block_until_ready(self._state)
+    sums = self._parallel.to_host(self._sums)
+    return float(sums['loss'] / sums['weight'])
+
+  def probabilities(self, reviews) -> np.ndarray:
+    logits = self._logits(self._state.eval_params(), reviews)
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+class Keras:
+  """Keras 3 on one of its backends; step and predict on a batch, compiled."""
+
+  def __init__(self, backend: str):
+    os.environ['KERAS_BACKEND'] = backend
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+  def build(self, recipe: dict, mode: str, weights: list,
+            steps_per_epoch: int) -> None:
+    """Makes the model of a recipe, compiled, with the given weights."""
+    import keras
+    data, m = recipe['data'], recipe['model']
+    self._mode, self._recipe = mode, recipe
+    layers, ops = keras.layers, keras.ops
+    ids = keras.Input(
+        (data['max_length'] if mode == 'plain' else None,), dtype='int32')
+    x = layers.Embedding(
+        data['vocab_size'], m['embedding_dim'], mask_zero=mode != 'plain')(ids)
+    if mode == 'accuracy':
+      x = layers.SpatialDropout1D(m['embedding_dropout'])(x)
+      x = layers.Bidirectional(
+          layers.LSTM(m['width'], return_sequences=True))(x)
+      inside = ops.expand_dims(ops.not_equal(ids, 0), -1)
+      x = ops.concatenate([
+          ops.max(ops.where(inside, x, -1.0), axis=1),
+          ops.sum(ops.where(inside, x, 0.0), axis=1)
+          / ops.sum(ops.cast(inside, 'float32'), axis=1)], axis=-1)
+      x = layers.Dropout(m['pooled_dropout'])(x)
+    else:
+      x = layers.LSTM(m['width'])(x)
+    x = layers.Dense(m['hidden_dim'], activation='relu')(x)
+    self._model = keras.Model(ids, layers.Dense(1, activation='sigmoid')(x))
+    self._model.set_weights(weights)
+    rate, self._averages = recipe['learning_rate'], None
+    if mode == 'accuracy':
+      warmup = round(recipe['warmup_epochs'] * steps_per_epoch)
+      optimizer = keras.optimizers.Adam(
+          keras.optimizers.schedules.CosineDecay(
+              0.0, recipe['num_epochs'] * steps_per_epoch - warmup,
+              warmup_target=rate, warmup_steps=warmup),
+          global_clipnorm=recipe['clip_norm'], use_ema=True,
+          ema_momentum=recipe['ema_decay'])
+      self._averages = keras.callbacks.SwapEMAWeights()
+    else:
+      optimizer = keras.optimizers.RMSprop(rate)
+    self._model.compile(optimizer, keras.losses.BinaryCrossentropy())
+    if self._averages:
+      self._averages.set_model(self._model)
+
+  def step(self, batch: Batch) -> None:
+    self._loss = self._model.train_on_batch(
+        batch['ids'], batch['labels'][:, None])
+
+  def wait(self) -> float:
+    return float(self._loss)
+
+  def probabilities(self, reviews) -> np.ndarray:
+    """The averaged weights' answers, where there are any and a step is done."""
+    averaged = self._averages and int(self._model.optimizer.iterations)
+    if averaged:
+      self._averages.on_predict_begin()
+    result = np.empty(len(reviews))
+    size = self._recipe['global_batch_size']
+    if self._mode == 'padded':
+      rows, ids = [], []
+      for some, batch in eval_batches(self._recipe, self._mode, reviews):
+        rows.append(some)
+        ids.append(batch['ids'][:len(some)])
+      result[np.concatenate(rows)] = self._model.predict(
+          np.concatenate(ids), batch_size=size, verbose=0)[:, 0]
+    else:
+      for rows, batch in eval_batches(self._recipe, self._mode, reviews):
+        p = self._model.predict_on_batch(batch['ids'])
+        result[rows] = np.asarray(p)[:len(rows), 0]
+    if averaged:
+      self._averages.on_predict_end()
+    return result
+
+
+class Torch:
+  """PyTorch, eager, its fused nn.LSTM, time first."""
+  _default_threads = 0
+
+  def __init__(self, threads: int = 0):
+    import torch
+    Torch._default_threads = Torch._default_threads or torch.get_num_threads()
+    self._threads = threads or Torch._default_threads
+
+  def build(self, recipe: dict, mode: str, weights: list,
+            steps_per_epoch: int) -> None:
+    """Makes the model of a recipe, its optimizer, and sets the weights."""
+    import torch
+    from torch import nn
+    torch.manual_seed(recipe['seed'])
+    torch.set_num_threads(self._threads)
+    self._torch, self._mode, self._recipe = torch, mode, recipe
+    m, both = recipe['model'], mode == 'accuracy'
+    lstms = [nn.LSTM(m['embedding_dim'], m['width'])
+             for _ in range(2 if both else 1)]
+    self._model = nn.ModuleDict({
+        'embed': nn.Embedding(recipe['data']['vocab_size'], m['embedding_dim']),
+        'lstms': nn.ModuleList(lstms),
+        'hidden': nn.Linear(m['width'] * (4 if both else 1), m['hidden_dim']),
+        'logit': nn.Linear(m['hidden_dim'], 1)})
+    for lstm in lstms:  # Keras has one bias a gate; its twin stays 0
+      lstm.bias_hh_l0.requires_grad_(False).zero_()
+    trained = [p for p in self._model.parameters() if p.requires_grad]
+    with torch.no_grad():  # Keras' order is that of our modules
+      for parameter, weight in zip(trained, weights, strict=True):
+        dense = weight.ndim == 2 and parameter is not trained[0]
+        parameter.copy_(torch.from_numpy(weight.T if dense else weight))
+    rate, self._average = recipe['learning_rate'], None
+    if not both:
+      self._optimizer = torch.optim.RMSprop(trained, rate, alpha=0.9, eps=1e-7)
+      return
+    warmup = round(recipe['warmup_epochs'] * steps_per_epoch)
+    rest = recipe['num_epochs'] * steps_per_epoch - warmup
+    self._optimizer = torch.optim.Adam(trained, rate, eps=1e-7)
+    self._schedule = torch.optim.lr_scheduler.LambdaLR(
+        self._optimizer, lambda step: step / warmup if step < warmup
+        else (1 + np.cos(np.pi * (step - warmup) / rest)) / 2)
+    swa = torch.optim.swa_utils
+    self._average = swa.AveragedModel(
+        self._model, multi_avg_fn=swa.get_ema_multi_avg_fn(recipe['ema_decay']))
+
+  def _logits(self, model, batch: Batch, train: bool):
+    torch, functional = self._torch, self._torch.nn.functional
+    m = self._recipe['model']
+    ids = torch.from_numpy(batch['ids']).T.long()
+    lengths = torch.from_numpy(batch['lengths']).long()
+    lstms = model['lstms']
+    x = model['embed'](ids)
+    if self._mode == 'plain':
+      pooled = lstms[0](x)[0][-1]
+    elif self._mode == 'padded':
+      packed = torch.nn.utils.rnn.pack_padded_sequence(
+          x, lengths, enforce_sorted=False)
+      pooled = lstms[0](packed)[1][0][-1]
+    elif self._mode == 'bucketed':
+      pooled = lstms[0](x)[0][lengths - 1, torch.arange(len(lengths))]
+    else:
+      # Two directions over turned ids are many times as fast as one packed
+      # bidirectional LSTM; neither mean nor maximum asks for the order.
+      t = torch.arange(len(ids))[:, None]
+      turned = torch.where(t < lengths, lengths - 1 - t, t)
+      keep = functional.dropout(
+          torch.ones_like(x[0]), m['embedding_dropout'], train)
+      x = x * keep, model['embed'](ids.gather(0, turned)) * keep
+      h = torch.cat([f(y)[0] for f, y in zip(lstms, x, strict=True)], -1)
+      inside = (t < lengths)[..., None]
+      pooled = functional.dropout(torch.cat([
+          torch.where(inside, h, -1.0).amax(0),
+          torch.where(inside, h, 0.0).sum(0) / lengths[:, None]], -1),
+          m['pooled_dropout'], train)
+    return model['logit'](torch.relu(model['hidden'](pooled)))[:, 0]
+
+  def step(self, batch: Batch) -> None:
+    self._torch.set_num_threads(self._threads)  # the number is the process'
+    self._optimizer.zero_grad()
+    loss = self._torch.nn.functional.binary_cross_entropy_with_logits(
+        self._logits(self._model, batch, True),
+        self._torch.from_numpy(batch['labels']))
+    loss.backward()
+    if self._average:
+      self._torch.nn.utils.clip_grad_norm_(
+          self._model.parameters(), self._recipe['clip_norm'])
+    self._optimizer.step()
+    if self._average:
+      self._schedule.step()
+      self._average.update_parameters(self._model)
+    self._loss = loss
+
+  def wait(self) -> float:
+    return float(self._loss.detach())
+
+  def probabilities(self, reviews) -> np.ndarray:
+    self._torch.set_num_threads(self._threads)
+    result = np.empty(len(reviews))
+    averaged = self._average and int(self._average.n_averaged)
+    model = self._average.module if averaged else self._model
+    with self._torch.inference_mode():
+      for rows, batch in eval_batches(self._recipe, self._mode, reviews):
+        p = self._torch.sigmoid(self._logits(model, batch, False))
+        result[rows] = p.numpy()[:len(rows)]
+    return result
+
+
+SYSTEMS = {
+    'flax_imdb': FlaxImdb,
+    'keras_jax': lambda: Keras('jax'),
+    'keras_tensorflow': lambda: Keras('tensorflow'),
+    'torch': Torch,
+}
+
+
+def make(name: str, way: str):
+  """(a system, the mode) of a way like 'plain' or 'plain/1': one thread."""
+  mode, _, threads = way.partition('/')
+  return (Torch(int(threads)) if threads else SYSTEMS[name]()), mode
