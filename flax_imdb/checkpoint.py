@@ -44,9 +44,14 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str, read_only: bool = False):
-    """Opens `workdir`/checkpoints, which need not exist yet."""
+    """Opens `workdir`/checkpoints, which need not exist yet.
+
+    Raises:
+      DamagedError: a score can't be read; unless `read_only`, `restore_newest`
+        will tell instead.
+    """
     self._workdir = pathlib.Path(workdir)
-    self._set_aside = [] if read_only else self._set_broken_scores_aside()
+    self._set_aside = self._set_broken_scores_aside(read_only)
     # Without `best_fn` best_step() would silently be the latest step; without
     # the policies a worsening score would evict the latest step.
     self._manager = ocp.CheckpointManager(
@@ -134,7 +139,7 @@ class Checkpoints:
     return (parallel.replicate(TrainState(**items.model, **items.training)),
             progress)
 
-  def _set_broken_scores_aside(self) -> list[str]:
+  def _set_broken_scores_aside(self, read_only: bool) -> list[str]:
     """Makes way for orbax, which opens no directory with such a file in it."""
     messages = []
     for file in sorted(self._workdir.glob('checkpoints/*/metrics/metrics')):
@@ -142,6 +147,11 @@ class Checkpoints:
         json.loads(file.read_bytes())
       except ValueError:
         step = int(file.parents[1].name)
+        if read_only:
+          raise DamagedError(
+              f'checkpoint {step} has a damaged score: delete '
+              f'{file.parents[1]}, or train again, which sets it aside'
+          ) from None
         messages.append(f'checkpoint {step} cannot be restored (its score is '
                         f'no JSON); it is set aside as {self._aside(step)}')
     return messages

@@ -135,15 +135,16 @@ def train(config: ConfigDict, workdir: str,
           if waiting is not None:
             sums_so_far = parallel.to_host(waiting)
             _check_finite(config, sums_so_far, batches, checkpoints)
-            terminal.update(step, _live_text(
-                sums_so_far, step, batches.steps_per_epoch, steps_total,
-                rate.per_second()))
+            if sums_so_far['weight']:
+              terminal.update(step, _live_text(
+                  sums_so_far, step, batches.steps_per_epoch, steps_total,
+                  rate.per_second()))
           waiting = sums
         if step % batches.steps_per_epoch:
           continue
 
         sums = parallel.to_host(sums)
-        _check_finite(config, sums, batches, checkpoints)
+        _check_finite(config, sums, batches, checkpoints, epoch_over=True)
         reviews_per_second = rate.per_second()
         result = evaluate.score(
             logits(state.eval_params(), validation), validation.labels)
@@ -227,13 +228,14 @@ def _tokenizer(config: ConfigDict, workdir: str,
 
 
 def _check_finite(config: ConfigDict, sums: dict[str, np.ndarray],
-                  batches: batches_lib.TrainBatches,
-                  checkpoints: Checkpoints) -> None:
+                  batches: batches_lib.TrainBatches, checkpoints: Checkpoints,
+                  epoch_over: bool = False) -> None:
   """Raises FloatingPointError, so that a broken run never saves over a good.
 
-  Not at config.on_nan='skip', unless nothing but such steps is left.
+  At config.on_nan='skip' only if an epoch had no other steps.
   """
-  if not sums['skipped'] or config.on_nan == 'skip' and sums['weight']:
+  none_left = epoch_over and not sums['weight']
+  if not sums['skipped'] or config.on_nan == 'skip' and not none_left:
     return
   bad_step = int(sums['bad_step'])
   rate = optimizer_lib.schedule(config, batches.steps_per_epoch)(bad_step - 1)

@@ -106,3 +106,14 @@ def test_without_a_whole_checkpoint_the_run_begins_again(
   a, b = (json.loads((path / 'summary.json').read_text())['params_sha256']
           for path in (workdir, undisturbed))
   assert a == b
+
+
+def test_eval_names_a_damaged_score_and_changes_nothing(
+    trained, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained[0], workdir)
+  _truncate(workdir / 'checkpoints/14/metrics/metrics')
+  assert main.main(['--mode=eval', f'--workdir={workdir}']) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: checkpoint 14 has a damaged score: delete ')
+  assert error.count('\n') == 1 and not (workdir / 'damaged').exists()
