@@ -37,9 +37,8 @@ _FILES = {
     'score': lambda step: step / 'metrics/metrics',
 }
 _DELETED = [
-    '_CHECKPOINT_METADATA', 'model', 'model/_METADATA', 'model/manifest.ocdbt',
-    'model/d', 'training', 'training/_METADATA', 'progress', 'metrics',
-    'metrics/metrics']
+    '_CHECKPOINT_METADATA', 'model', 'model/_METADATA', 'training', 'progress',
+    'metrics']
 
 
 def _delete(path):
@@ -58,8 +57,9 @@ def _all_files(step):
 
 _DAMAGES = {
     **{f'{how.__name__[1:]} {name}': lambda step, how=how, find=find: how(
-        find(step)) for how in (_truncate, _flip, _empty)
+        find(step)) for how in (_truncate, _flip)
        for name, find in _FILES.items()},
+    'empty score': lambda step: _empty(_FILES['score'](step)),
     **{f'without {name}': lambda step, name=name: _delete(step / name)
        for name in _DELETED},
     'every other file': _every_other_file,
