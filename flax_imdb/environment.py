@@ -1,12 +1,15 @@
 """What must be set before jax is imported. Imports nothing heavy itself.
 
-Every setting is a default: what the user's environment says stays.
+Every setting is a default: what the user's environment says stays, or is
+refused.
 """
 
 import importlib.util
 import os
 import pathlib
 import re
+
+from flax_imdb.errors import UserError
 
 # With fewer reviews than this a device waits more than it works.
 MIN_ROWS_PER_DEVICE = 16
@@ -33,8 +36,15 @@ def cpu_devices(global_batch_size: int, cores: int) -> int:
 
 
 def configure(global_batch_size: int) -> None:
-  """Sets the environment variables that jax and XLA read when they start."""
+  """Sets the environment variables that jax and XLA read when they start.
+
+  Raises:
+    UserError: one that the user set is malformed, or would end in a deadlock.
+  """
   env = os.environ
+  for name in ('JAX_NUM_CPU_DEVICES', 'NPROC'):
+    if not env.get(name):  # jax refuses an empty one
+      env.pop(name, None)
   if 'xla_force_host_platform_device_count' not in env.get('XLA_FLAGS', ''):
     cores = len(os.sched_getaffinity(0)) if hasattr(
         os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -42,10 +52,20 @@ def configure(global_batch_size: int) -> None:
         'JAX_NUM_CPU_DEVICES', str(cpu_devices(global_batch_size, cores)))
   # XLA's thread pool is as large as the machine. CPU devices that wait in an
   # all-reduce occupy it, and once all do, none can arrive: the run aborts.
-  forced = re.search(
-      r'host_platform_device_count=(\d+)', env.get('XLA_FLAGS', ''))
-  devices = env.get('JAX_NUM_CPU_DEVICES') or (forced[1] if forced else '1')
-  env.setdefault('NPROC', str(max(8, 4 * int(devices))))
+  # Two threads a device have never stalled, fewer have (RESULTS.md).
+  forced = re.search(r'--xla_force_host_platform_device_count=(\S*)',
+                     env.get('XLA_FLAGS', ''))
+  if 'JAX_NUM_CPU_DEVICES' in env:
+    devices = _count('JAX_NUM_CPU_DEVICES', env['JAX_NUM_CPU_DEVICES'])
+  else:
+    devices = _count(forced[0], forced[1]) if forced else 1
+  threads = _count('NPROC', env.setdefault('NPROC', str(max(8, 4 * devices))))
+  if 1 < devices > threads // 2 and env.get('JAX_PLATFORMS') in (
+      None, '', 'cpu'):
+    raise UserError(
+        f'NPROC={threads} threads are too few for {devices} CPU devices, which '
+        'would wait for each other for ever: unset NPROC, set it to at least '
+        f'{2 * devices}, or set JAX_NUM_CPU_DEVICES={max(1, threads // 2)}')
   # Whole AVX-512 registers, which LLVM avoids by itself, save 4 %; elsewhere
   # the flag means nothing. LLVM's later passes take a third of the compilation
   # and save nothing here; what they do for a GPU is not known, so they stay.
@@ -60,3 +80,11 @@ def configure(global_batch_size: int) -> None:
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
   env.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's C++ log: errors only
+
+
+def _count(name: str, value: str) -> int:
+  """Reads a positive whole number of the environment."""
+  if not (value.isascii() and value.isdigit() and int(value)):
+    raise UserError(f'{name} is {value!r}, not a positive whole number: '
+                    'unset it, or correct it')
+  return int(value)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from flax_imdb import environment
+from flax_imdb.errors import UserError
 
 ROOT = pathlib.Path(environment.__file__).parents[1]
 
@@ -73,7 +74,7 @@ def test_without_affinity_the_cores_are_counted(env, monkeypatch):
 
 
 @pytest.mark.parametrize(('name', 'value'), [
-    ('JAX_NUM_CPU_DEVICES', '3'), ('NPROC', '5'),
+    ('JAX_NUM_CPU_DEVICES', '3'), ('NPROC', '17'),
     ('JAX_COMPILATION_CACHE_DIR', 'elsewhere'),
     ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '7'),
     ('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '9'),
@@ -111,9 +112,72 @@ def test_configure_adds_to_the_users_xla_flags(env, monkeypatch, there, level):
 
 def test_configure_takes_an_empty_variable_for_none(env, monkeypatch):
   _cores(monkeypatch, 2)
-  env['JAX_NUM_CPU_DEVICES'] = ''
+  env['JAX_NUM_CPU_DEVICES'] = env['NPROC'] = ''
   environment.configure(128)
-  assert int(env['NPROC']) >= 8
+  assert env['JAX_NUM_CPU_DEVICES'] == '2' and env['NPROC'] == '8'
+
+
+@pytest.mark.parametrize('value', ['0', '-1', 'two', '2.0', '\u0662'])
+@pytest.mark.parametrize('name', [
+    'JAX_NUM_CPU_DEVICES', 'NPROC', '--xla_force_host_platform_device_count'])
+def test_a_malformed_number_is_refused(env, name, value):
+  if name.startswith('--'):
+    env['XLA_FLAGS'] = f'{name}={value}'
+  else:
+    env[name] = value
+  with pytest.raises(UserError, match=f'{name}.* is {value!r}, not a positive'):
+    environment.configure(128)
+
+
+@pytest.mark.parametrize(('devices', 'pool', 'fit'), [
+    ('2', '1', '4'), ('2', '3', '4'), ('8', '15', '16')])
+def test_a_pool_that_would_deadlock_is_refused(env, devices, pool, fit):
+  env.update(JAX_NUM_CPU_DEVICES=devices, NPROC=pool)
+  with pytest.raises(UserError, match=(
+      f'NPROC={pool} threads are too few for {devices} CPU devices, .* unset '
+      f'NPROC, set it to at least {fit}, or set JAX_NUM_CPU_DEVICES=')):
+    environment.configure(128)
+  env['NPROC'] = fit
+  environment.configure(128)
+  assert env['NPROC'] == fit
+
+
+@pytest.mark.parametrize('change', [
+    {'JAX_NUM_CPU_DEVICES': '1'}, {'JAX_PLATFORMS': 'cuda'}])
+def test_a_small_pool_is_kept_where_no_cpu_devices_wait(env, change):
+  env.update({'JAX_NUM_CPU_DEVICES': '2', 'NPROC': '1'} | change)
+  environment.configure(128)
+  assert env['NPROC'] == '1'
+
+
+# With a thread a core, which is what XLA takes by itself, it aborts.
+_STEPS = '''
+from flax_imdb import environment
+environment.configure(128)
+import jax
+import numpy as np
+from flax_imdb import parallel
+
+step = parallel.data_parallel(
+    lambda total, x: (total + parallel.sum_over_devices(x.sum()), {}))
+total, x = parallel.replicate(np.float32(0)), parallel.shard({'x': np.ones(
+    jax.device_count(), np.float32)})['x']
+for _ in range(10_000):  # nothing waits: the queue is as long as can be
+  total, _ = step(total, x)
+print(jax.device_count(), int(parallel.to_host(total)))
+'''
+
+
+def test_a_device_per_core_runs_10_000_steps_without_a_stall(env):
+  devices = len(os.sched_getaffinity(0))
+  env.update(JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES=str(devices), XLA_FLAGS=(
+      '--xla_cpu_collective_call_warn_stuck_timeout_seconds=2 '
+      '--xla_cpu_collective_call_terminate_timeout_seconds=10'))
+  process = subprocess.run(
+      [sys.executable, '-c', _STEPS], cwd=ROOT, env=env, capture_output=True,
+      text=True, timeout=120, check=False)
+  assert process.returncode == 0, process.stderr
+  assert process.stdout.split() == [str(devices), str(10_000 * devices)]
 
 
 def test_configure_twice_changes_nothing(env):
