@@ -5,6 +5,7 @@ what two devices saved restores on any number of them.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 import json
 import pathlib
 import sys
@@ -20,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy
 from orbax.checkpoint.checkpoint_managers import BestN
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from flax_imdb import files
 from flax_imdb import parallel
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
@@ -50,6 +52,7 @@ class Checkpoints:
       DamagedError: a score can't be read; unless `read_only`, `restore_newest`
         will tell instead.
     """
+    _drop_late_errors()
     self._workdir = pathlib.Path(workdir)
     self._set_aside = self._set_broken_scores_aside(read_only)
     # Without `best_fn` best_step() would silently be the latest step; without
@@ -58,6 +61,7 @@ class Checkpoints:
         f'{workdir}/checkpoints',
         options=ocp.CheckpointManagerOptions(
             best_fn=_rank, read_only=read_only, create=not read_only,
+            cleanup_tmp_directories=not read_only,
             preservation_policy=AnyPreservationPolicy([
                 LatestN(2),
                 BestN(get_metric_fn=_rank, n=1,
@@ -67,7 +71,8 @@ class Checkpoints:
     return self
 
   def __exit__(self, *error) -> None:
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
 
   def steps(self) -> list[int]:
     """The steps there are, ascending."""
@@ -80,9 +85,14 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits until what `save` began is on disk.
 
-    Raises whatever made a save fail.
+    Raises:
+      UserError: the disk is full or can't be written; the steps before stay.
     """
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  def _writing(self) -> AbstractContextManager[None]:
+    return files.writing(self._workdir / 'checkpoints')
 
   def best(self) -> int | None:
     """The step with the best score, None if there is none."""
@@ -92,6 +102,8 @@ class Checkpoints:
            score: float | None) -> None:
     """Starts to save; returns once `state` may be changed again.
 
+    Raises as `wait`, also of the save before.
+
     Args:
       state: replicated on the devices.
       progress: what else a run remembers, as JSON can hold it.
@@ -100,14 +112,14 @@ class Checkpoints:
     """
     model, training = _items(parallel.to_host(state))
     step = int(training['step'])
-    self._manager.save(
-        step, metrics=None if score is None else {'score': score, 'step': step},
-        args=ocp.args.Composite(
-            model=ocp.args.StandardSave(model),
-            training=ocp.args.StandardSave(training),
-            progress=ocp.args.JsonSave(_sealed(progress | {
-                'score': score, 'model': _checksum(model),
-                'training': _checksum(training)}))))
+    metrics = None if score is None else {'score': score, 'step': step}
+    with self._writing():
+      self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
+          model=ocp.args.StandardSave(model),
+          training=ocp.args.StandardSave(training),
+          progress=ocp.args.JsonSave(_sealed(progress | {
+              'score': score, 'model': _checksum(model),
+              'training': _checksum(training)}))))
 
   def restore(
       self, step: int, template: TrainState) -> tuple[TrainState, dict]:
@@ -198,7 +210,6 @@ class Checkpoints:
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
   def _read(self, step: int, **items: Any) -> Any:
-    _drop_late_reads()
     try:
       read = self._manager.restore(step, args=ocp.args.Composite(**items))
       if (read.progress != _sealed(read.progress)
@@ -219,11 +230,11 @@ class Checkpoints:
         f'are {self.steps()}: choose another with --step, or delete it')
 
 
-def _drop_late_reads() -> None:
-  """Keeps a failed restore from printing dozens of tracebacks.
+def _drop_late_errors() -> None:
+  """Keeps a failed save or restore from printing dozens of tracebacks.
 
-  When one array cannot be read orbax raises and closes its event loop; the
-  reads of the other arrays still end, and each complains that it is closed.
+  When one array fails, orbax raises and closes its event loop; those of the
+  other arrays still end, and each complains that it is closed.
   """
   if getattr(sys.unraisablehook, '__name__', '') == 'drop':
     return

@@ -1,9 +1,37 @@
 """Files that are whole or not there, whenever the process or machine dies."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
+import re
+import time
 
 from flax_imdb.errors import UserError
+
+# No process takes as long to write one; one that was killed leaves its own.
+_LEFTOVER_SECONDS = 3600
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Names `path` and the fix where what the context writes can't be written.
+
+  Raises:
+    UserError: the disk is full or read-only, or what else an OSError tells.
+  """
+  try:
+    yield
+  except Exception as e:
+    if isinstance(e, OSError):
+      reason = e.strerror
+    elif found := re.search(r"os_error_code='(\d+)'", str(e)):  # TensorStore's
+      reason = os.strerror(int(found[1]))
+    else:
+      raise
+    raise UserError(
+        f'cannot write {path} ({reason}): make room, or choose another '
+        'directory with --workdir, or XDG_CACHE_HOME for the cache') from e
 
 
 def write(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -16,8 +44,9 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   if isinstance(content, str):
     content = content.encode()
-  try:
+  with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, f'{path.name}.*.tmp', _LEFTOVER_SECONDS)
     try:
       with open(temporary, 'wb') as f:
         f.write(content)
@@ -26,7 +55,12 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
       os.replace(temporary, path)
     finally:
       temporary.unlink(missing_ok=True)
-  except OSError as e:
-    raise UserError(
-        f'cannot write {path} ({e.strerror}): make room, or choose another '
-        'directory with --workdir, or XDG_CACHE_HOME for the cache') from e
+
+
+def remove_leftovers(
+    directory: pathlib.Path, pattern: str, seconds: float = 0) -> None:
+  """Removes what a process that was killed left of `write` that long ago."""
+  for file in directory.glob(pattern):
+    with contextlib.suppress(FileNotFoundError):  # another one was faster
+      if file.stat().st_mtime <= time.time() - seconds:
+        file.unlink()

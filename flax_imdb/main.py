@@ -160,8 +160,9 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
     if saved.exists():
       config = config_lib.read(saved)
   environment.configure(config.global_batch_size)
-  # orbax warns of each reading of a run directory that is not to be changed.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # orbax warns of each reading of a run directory that is not to be changed,
+  # and prints the errors that it also raises.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   import jax  # only now: it reads the environment when it starts
 
   try:

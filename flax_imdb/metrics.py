@@ -75,9 +75,10 @@ class Writers:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
     files.write(self._path, b''.join(kept))
-    self._events = EventsWriter(f'{workdir}/events', f'.{step}')
-    start = SessionLog(status=SessionLog.START)  # events past it are purged
-    self._write_event(step + 1, session_log=start)
+    with files.writing(f'{workdir}/events'):
+      self._events = EventsWriter(f'{workdir}/events', f'.{step}')
+      start = SessionLog(status=SessionLog.START)  # events past it are purged
+      self._write_event(step + 1, session_log=start)
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one line, on disk when this returns.
@@ -85,14 +86,19 @@ class Writers:
     Args:
       line: must have 'step'; nested dicts become tags such as train/loss.
       rates: figures that only TensorBoard is told, such as seconds.
+
+    Raises:
+      UserError: it can't be written; a half-written line is cut when the run
+        resumes.
     """
-    with open(self._path, 'a', encoding='utf-8') as f:
-      f.write(json.dumps(line) + '\n')
-      f.flush()
-      os.fsync(f.fileno())
-    values = [{'tag': tag, 'simple_value': value}
-              for tag, value in _flat(line | rates).items() if tag != 'step']
-    self._write_event(line['step'], summary={'value': values})
+    with files.writing(self._path):
+      with open(self._path, 'a', encoding='utf-8') as f:
+        f.write(json.dumps(line) + '\n')
+        f.flush()
+        os.fsync(f.fileno())
+      values = [{'tag': tag, 'simple_value': value}
+                for tag, value in _flat(line | rates).items() if tag != 'step']
+      self._write_event(line['step'], summary={'value': values})
 
   def _write_event(self, step: int, **what: Any) -> None:
     from tensorboardX.proto.event_pb2 import Event

@@ -58,6 +58,7 @@ def check(workdir: str, config: ConfigDict) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / '.writable').touch()
     (path / '.writable').unlink()
+    files.remove_leftovers(path, '*.tmp')
   except OSError as e:
     raise UserError(
         f'cannot write to {workdir} ({e.strerror}): choose another --workdir'

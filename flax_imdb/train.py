@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: str,
   Raises:
     UserError: data, devices or run directory don't fit.
     FloatingPointError: the loss is no longer finite; nothing was saved since.
-    Preempted: a signal asked for it; the state of the step before is saved.
+    Preempted: a signal asked for it; the last step's state is saved.
   """
   parallel.check(config.global_batch_size)
   run.check(workdir, config)
@@ -173,27 +173,25 @@ def train(config: ConfigDict, workdir: str,
       writers.close()
     if checkpoints.latest() is None and not steps_total:  # only to evaluate
       checkpoints.save(state, dataclasses.asdict(progress), score=0.0)
-    if request.name:
-      if checkpoints.latest() != step:
-        _check_finite(
-            config, parallel.to_host(state.sums), batches, checkpoints)
-        progress.seconds += rate.seconds()
-        checkpoints.save(state, dataclasses.asdict(progress), score=None)
-      checkpoints.wait()
-      raise preemption.Preempted(
-          f'stopped by {request.name} after step {step} of {steps_total}, '
-          'which is saved: the same command goes on from there')
+    if request.name and checkpoints.latest() != step:
+      _check_finite(config, parallel.to_host(state.sums), batches, checkpoints)
+      progress.seconds += rate.seconds()
+      checkpoints.save(state, dataclasses.asdict(progress), score=None)
     checkpoints.wait()
+    _leave_if_asked(request, step, steps_total)
     best = checkpoints.best()
     evaluated = best if config.early_stopping.restore_best else step
     assert evaluated is not None
     params = checkpoints.restore_eval_params(
         evaluated, run.template(config, model))
+    splits = {
+        'train': reviews, 'validation': validation,
+        'test': dataset.load(config, tokenizer, 'test', terminal.announce)}
+    scores = {}
+    for name, split in splits.items():
+      scores[name] = evaluate.score(logits(params, split), split.labels)
+      _leave_if_asked(request, step, steps_total)
 
-  test = dataset.load(config, tokenizer, 'test', terminal.announce)
-  splits = {'train': reviews, 'validation': validation, 'test': test}
-  scores = {name: evaluate.score(logits(params, split), split.labels)
-            for name, split in splits.items()}
   summary = {
       'config': config.to_dict(), 'step': step, 'steps_total': steps_total,
       'best_step': best, 'evaluated_step': evaluated,
@@ -216,6 +214,15 @@ def train(config: ConfigDict, workdir: str,
       terminal.announce(f'is {evaluate.LABELS[labels[row]]}, predicted '
                         + evaluate.prediction_text(prediction))
   return summary
+
+
+def _leave_if_asked(
+    request: preemption.Request, step: int, steps_total: int) -> None:
+  """Raises Preempted after a signal; to be called once `step` is saved."""
+  if request.name:
+    raise preemption.Preempted(
+        f'stopped by {request.name} after step {step} of {steps_total}, '
+        'which is saved: the same command goes on from there')
 
 
 def _tokenizer(config: ConfigDict, workdir: str,

@@ -158,10 +158,11 @@ import jax
 import numpy as np
 from flax_imdb import parallel
 
-step = parallel.data_parallel(
-    lambda total, x: (total + parallel.sum_over_devices(x.sum()), {}))
-total, x = parallel.replicate(np.float32(0)), parallel.shard({'x': np.ones(
-    jax.device_count(), np.float32)})['x']
+step = parallel.data_parallel(lambda total, x: (
+    total + parallel.sum_over_devices(x.sum()),
+    parallel.sum_over_devices(x.mean())))  # a second all-reduce: it stalls more
+total = parallel.replicate(np.float32(0))
+x = np.ones((jax.device_count(), 64), np.float32) / 64
 for _ in range(10_000):  # nothing waits: the queue is as long as can be
   total, _ = step(total, x)
 print(jax.device_count(), int(parallel.to_host(total)))
