@@ -25,7 +25,7 @@ from flax_imdb.watchdog import Watchdog
 MEET_SECONDS = 120
 _DAY_MS = 24 * 3600 * 1000  # the watchdog ends what would wait for ever
 # How long a file that another host made may take to be seen.
-_SEE_SECONDS = 5
+_SEE_SECONDS = 3
 
 _watchdog: Watchdog | None = None
 _rounds = itertools.count()

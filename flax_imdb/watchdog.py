@@ -54,16 +54,19 @@ class Watchdog:
 
   def start(self, client: Any) -> None:
     """Starts two threads: one talks, which may hang, the other judges."""
+    self.prepare(client, time.monotonic())
+    for loop in (self._talk, self._judge):
+      threading.Thread(target=loop, daemon=True).start()
+
+  def prepare(self, client: Any, now: float) -> None:
+    """Begins with all alive at that monotonic time."""
     self.client = client
-    now = time.monotonic()
     self._answered = now
     self._heard = dict.fromkeys(range(self.count), now)
     self._beats: dict[int, list[int]] = {}
     self._moved = now
     if self.index:
       self._aborted = ''  # only the loss of process 0 aborts another
-    for loop in (self._talk, self._judge):
-      threading.Thread(target=loop, daemon=True).start()
 
   def stop(self) -> None:
     """Ends the watch; jax' C++ code may abort again."""
@@ -124,7 +127,7 @@ class Watchdog:
       number += 1
       try:
         self.client.key_value_set(
-            f'beat/{self.index}', json.dumps([number, self._turns, self._step]),
+            f'beat/{self.index}', json.dumps([number, self._turns]),
             allow_overwrite=True)
         beats = self.client.key_value_dir_get('beat/')
         ended = self.client.key_value_dir_get('ended/')
@@ -134,11 +137,12 @@ class Watchdog:
       if ended:
         line, status = json.loads(min(ended)[1])
         self.end(line, status)
-      self._listen({int(key.rpartition('/')[2]): json.loads(beat)
+      self.listen({int(key.rpartition('/')[2]): json.loads(beat)
                     for key, beat in beats}, time.monotonic())
       self._stopped.wait(_BEAT)
 
-  def _listen(self, beats: dict[int, list[int]], now: float) -> None:
+  def listen(self, beats: dict[int, list[int]], now: float) -> None:
+    """Takes in what was read of all: each one's beat and turns."""
     self._answered = now
     for i, beat in beats.items():
       before = self._beats.get(i)
@@ -156,12 +160,18 @@ class Watchdog:
         self._answered = self._moved = now
         self._heard = dict.fromkeys(self._heard, now)
       before = now
-      if lost := self._silent(now):
-        self.end(self._loss(lost), 1)
-      if self._step and now - self._moved > STUCK:
-        turns = {i: beat[1] for i, beat in self._beats.items()}
-        last = [i for i in turns if turns[i] == min(turns.values())]
-        self.end(self._loss(last, 'stuck'), 1)
+      if loss := self.verdict(now):
+        self.end(loss, 1)
+
+  def verdict(self, now: float) -> str:
+    """What is wrong with the others at that monotonic time; '' if nothing."""
+    if lost := self._silent(now):
+      return self._loss(lost)
+    if self._step and now - self._moved > STUCK:
+      turns = {i: beat[1] for i, beat in self._beats.items()}
+      last = [i for i in turns if turns[i] == min(turns.values())]
+      return self._loss(last, 'stuck')
+    return ''
 
   def _silent(self, now: float) -> list[int]:
     """The processes that have not been heard of for too long."""
@@ -171,11 +181,10 @@ class Watchdog:
             if i != self.index and now - heard > self._silent_after]
 
   def _loss(self, lost: list[int], how: str = 'lost') -> str:
-    steps = [self._beats[i][2] for i in lost if i in self._beats]
-    return (f'process {", ".join(map(str, lost))} of {self.count} is {how}; '
-            f'its last step was {min(steps, default=0)}: start the run again, '
-            'if need be with fewer processes, and it goes on from its last '
-            'checkpoint')
+    # The step of this process: it waits for the lost one there, or would soon.
+    return (f'process {", ".join(map(str, lost))} of {self.count} is {how} at '
+            f'step {self._step}: start the run again, if need be with fewer '
+            'processes, and it goes on from its last checkpoint')
 
 
 def _c_signal(handler: Any) -> None:
