@@ -60,7 +60,7 @@ def bucket(length: int, bucket_width: int, max_length: int) -> int:
 
 
 def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
-        max_length: int) -> Batch:
+        max_length: int, part: slice = slice(None)) -> Batch:
   """Makes one batch of the given reviews.
 
   Args:
@@ -69,6 +69,7 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
     batch_size: B; the rows past m repeat the first review with weight 0.
     bucket_width: see `bucket`.
     max_length: reviews are cut to their first max_length tokens.
+    part: return only these rows, as wide as the whole batch.
 
   Returns:
     ids int32 [B, T], lengths int32 [B], labels float32 [B], weights float32
@@ -80,6 +81,8 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
   starts = reviews.offsets[rows]
   lengths = np.minimum(reviews.offsets[rows + 1] - starts, max_length)
   width = bucket(int(lengths.max()), bucket_width, max_length)
+  rows, starts, lengths, weights = (
+      x[part] for x in (rows, starts, lengths, weights))
   place = np.arange(width)
   inside = place < lengths[:, None]
   ids = reviews.ids[np.where(inside, starts[:, None] + place, 0)]
@@ -91,7 +94,7 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
   }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainBatches:
   """The batches of a whole training run, by their step.
 
@@ -103,24 +106,29 @@ class TrainBatches:
     bucket_width: see `bucket`; 0 also means reviews of any length share a
       batch.
     max_length: tokens; reviews are cut there.
+    part: the rows of each batch that are wanted, see `pad`.
   """
   reviews: Reviews
   seed: int
   batch_size: int
   bucket_width: int
   max_length: int
+  part: slice = dataclasses.field(default_factory=lambda: slice(None))
 
   @property
   def steps_per_epoch(self) -> int:
     """Batches an epoch, the last short one counted."""
     return -(-len(self.reviews) // self.batch_size)
 
+  def rows(self, step: int) -> np.ndarray:
+    """The reviews of step 0, 1, 2, ... of the run, on all devices: int [m]."""
+    epoch, i = divmod(step, self.steps_per_epoch)
+    return _epoch(self, epoch)[i]
+
   def __call__(self, step: int) -> Batch:
     """The batch of step 0, 1, 2, ... of the run, as `pad` returns it."""
-    epoch, i = divmod(step, self.steps_per_epoch)
-    rows = _epoch(self, epoch)[i]
-    return pad(self.reviews, rows, self.batch_size, self.bucket_width,
-               self.max_length)
+    return pad(self.reviews, self.rows(step), self.batch_size,
+               self.bucket_width, self.max_length, self.part)
 
 
 @functools.lru_cache(maxsize=1)
@@ -140,15 +148,17 @@ def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
   return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def eval_batches(reviews: Reviews, batch_size: int, bucket_width: int,
-                 max_length: int) -> Iterator[tuple[np.ndarray, Batch]]:
+def eval_batches(
+    reviews: Reviews, batch_size: int, bucket_width: int, max_length: int,
+    part: slice = slice(None)) -> Iterator[tuple[np.ndarray, Batch]]:
   """Every review once, the shortest first.
 
   Yields:
     (rows, batch): int [m] which reviews stand in the batch's first m rows, and
-    the batch as `pad` returns it.
+    the batch, or a part of it, as `pad` returns it.
   """
   order = np.argsort(reviews.lengths(max_length), kind='stable')
   for start in range(0, len(order), batch_size):
     rows = order[start:start + batch_size]
-    yield rows, pad(reviews, rows, batch_size, bucket_width, max_length)
+    yield rows, pad(
+        reviews, rows, batch_size, bucket_width, max_length, part)

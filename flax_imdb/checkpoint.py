@@ -2,6 +2,9 @@
 
 A checkpoint holds NumPy trees. The same code so serves one host or many, and
 what two devices saved restores on any number of them.
+
+Of several processes the first alone writes; the others only read. To orbax
+each is alone: its own barriers would wait for ever for a process that is lost.
 """
 
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 
 from flax_imdb import files
 from flax_imdb import parallel
+from flax_imdb import processes
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
 
@@ -53,15 +57,20 @@ class Checkpoints:
         will tell instead.
     """
     _drop_late_errors()
+    read_only = read_only or processes.index() > 0
+    self._read_only = read_only
     self._workdir = pathlib.Path(workdir)
     self._set_aside = self._set_broken_scores_aside(read_only)
+    if not read_only:  # what `create` of orbax does, but not if `_alone`
+      (self._workdir / 'checkpoints').mkdir(exist_ok=True)
     # Without `best_fn` best_step() would silently be the latest step; without
     # the policies a worsening score would evict the latest step.
     self._manager = ocp.CheckpointManager(
         f'{workdir}/checkpoints',
         options=ocp.CheckpointManagerOptions(
-            best_fn=_rank, read_only=read_only, create=not read_only,
+            best_fn=_rank, read_only=read_only, create=False,
             cleanup_tmp_directories=not read_only,
+            multiprocessing_options=_alone(),
             preservation_policy=AnyPreservationPolicy([
                 LatestN(2),
                 BestN(get_metric_fn=_rank, n=1,
@@ -83,13 +92,16 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def wait(self) -> None:
-    """Waits until what `save` began is on disk.
+    """Waits until what `save` began is on disk, for all processes to see.
 
     Raises:
       UserError: the disk is full or can't be written; the steps before stay.
     """
     with self._writing():
       self._manager.wait_until_finished()
+    processes.gather('saved')
+    if self._read_only:
+      self._manager.reload()
 
   def _writing(self) -> AbstractContextManager[None]:
     return files.writing(self._workdir / 'checkpoints')
@@ -102,7 +114,8 @@ class Checkpoints:
            score: float | None) -> None:
     """Starts to save; returns once `state` may be changed again.
 
-    Raises as `wait`, also of the save before.
+    All processes call this, and the first one saves. Raises as `wait`, also of
+    the save before.
 
     Args:
       state: replicated on the devices.
@@ -110,6 +123,8 @@ class Checkpoints:
       score: the larger, the better; None, of a state that was not evaluated,
         is never the best.
     """
+    if self._read_only:
+      return
     model, training = _items(parallel.to_host(state))
     step = int(training['step'])
     metrics = None if score is None else {'score': score, 'step': step}
@@ -180,6 +195,8 @@ class Checkpoints:
   ) -> tuple[TrainState, dict] | None:
     """Reads the newest state that is whole; moves others to workdir/damaged.
 
+    The first process chooses, and the others read what it has chosen.
+
     Args:
       template: as for `restore`.
       announce: told which steps are set aside, and why.
@@ -190,15 +207,22 @@ class Checkpoints:
     Raises:
       UserError: a checkpoint is of another shape.
     """
-    for message in self._set_aside:
-      announce(message)
-    for step in reversed(self.steps()):
-      try:
-        return self.restore(step, template)
-      except DamagedError as e:
-        announce(f'{e}; it is set aside as {self._aside(step)}')
-        self._manager.reload()
-    return None
+    found, chosen = None, ''
+    if processes.index() == 0:
+      for message in self._set_aside:
+        announce(message)
+      for step in reversed(self.steps()):
+        try:
+          found, chosen = self.restore(step, template), str(step)
+          break
+        except DamagedError as e:
+          announce(f'{e}; it is set aside as {self._aside(step)}')
+          self._manager.reload()
+    chosen = processes.gather(chosen)[0]
+    if chosen and processes.index() > 0:
+      self._manager.reload()
+      found = self.restore(int(chosen), template)
+    return found
 
   def restore_eval_params(self, step: int, template: TrainState) -> Any:
     """Reads only the parameters to evaluate with; otherwise as `restore`."""
@@ -228,6 +252,14 @@ class Checkpoints:
     return DamagedError(
         f'checkpoint {step} cannot be restored ({reason}); the steps found '
         f'are {self.steps()}: choose another with --step, or delete it')
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Tells orbax that there is no other process."""
+  this = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+      primary_host=this, active_processes={this},
+      barrier_sync_key_prefix=f'process{this}')
 
 
 def _drop_late_errors() -> None:

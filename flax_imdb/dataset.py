@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from flax_imdb import builders
 from flax_imdb import files
+from flax_imdb import processes
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.batches import Reviews
 from flax_imdb.environment import cache_dir
@@ -46,6 +47,7 @@ def prepare(config: ConfigDict, announce: Announce) -> str:
   return fingerprint
 
 
+@processes.one_at_a_time()
 def fit_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
@@ -71,6 +73,7 @@ def fit_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   return tokenizer
 
 
+@processes.one_at_a_time()
 def load(config: ConfigDict, tokenizer: Tokenizer, split: str,
          announce: Announce) -> Reviews:
   """Token ids of the 'train', 'validation' or 'test' split.

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from flax_imdb import batches
 from flax_imdb import model as model_lib
 from flax_imdb import parallel
+from flax_imdb import processes
 from flax_imdb import tokenizer as tokenizer_lib
 
 LABELS = ('negative', 'positive')
@@ -39,24 +40,31 @@ def make_logits(config: ConfigDict, model: model_lib.SentimentClassifier,
   `params` are replicated parameters. Each review goes through the model once;
   what fills up the last batch is thrown away. A review's logit does not depend
   on the number of devices, nor, as long as padding is masked, on its batch.
+  Each process works on its own rows, and all get the logits of all.
   """
   forward = clock.wrap(make_forward(model))
 
   def logits(params: Any, reviews: batches.Reviews) -> np.ndarray:
-    result = np.empty(len(reviews), np.float32)
-    running: tuple[np.ndarray, jax.Array] | None = None
+    places: list[np.ndarray] = []
+    fetched: list[np.ndarray] = []
+    running: jax.Array | None = None
     def fetch():
       if running is not None:
-        rows, values = running
-        result[rows] = np.asarray(values).reshape(-1)[:len(rows)]
+        fetched.append(np.asarray(running).reshape(-1))
     for rows, batch in batches.eval_batches(
         reviews, config.global_batch_size, config.data.bucket_width,
-        config.data.max_length):
+        config.data.max_length, parallel.own_rows(config.global_batch_size)):
       batch = {k: batch[k] for k in ('ids', 'lengths')}
       values = forward(params, parallel.shard(batch))
       fetch()  # the batch before: the devices already work on this one
-      running = rows, values
+      running = values
+      places.append(rows)
+      processes.turn()
     fetch()
+    result = np.empty(len(reviews), np.float32)
+    for rows, all_values in zip(
+        places, parallel.gather_rows(np.array(fetched)), strict=True):
+      result[rows] = all_values[:len(rows)]
     return result
 
   return logits

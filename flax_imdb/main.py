@@ -16,6 +16,7 @@ from flax_imdb import config as config_lib
 from flax_imdb import environment
 from flax_imdb import metrics
 from flax_imdb import preemption
+from flax_imdb import processes
 from flax_imdb.errors import UserError
 
 
@@ -51,6 +52,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   add('--json', action='store_true', help='predict: one JSON object a line')
   add('--format', default='keras', choices=['keras'],
       help='export: keras is an .npz of model.get_weights()')
+  add('--coordinator_address', metavar='HOST:PORT',
+      help='train, eval in several processes: where process 0 listens; not '
+      'needed on SLURM and Cloud TPU')
+  add('--num_processes', type=int, metavar='N', help='how many there are')
+  add('--process_id', type=int, metavar='I', help='which this is, from 0')
   add('words', nargs='*',
       help='predict: a review; report: more run directories to compare with')
   args, rest = parser.parse_known_args(argv)
@@ -58,6 +64,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   if args.words and args.mode not in ('predict', 'report'):
     raise UserError(f'unexpected {args.words[0]!r}: write fields as '
                     '--config.FIELD=VALUE')
+  processes.check(
+      args.coordinator_address, args.num_processes, args.process_id)
+  if args.num_processes is not None and args.mode not in ('train', 'eval'):
+    raise UserError(f'--mode={args.mode} runs in one process: leave out '
+                    '--num_processes')
   config = config_lib.load(args.config)
   for word in rest:
     field, equals, value = word.removeprefix('--config.').partition('=')
@@ -83,8 +94,10 @@ def _introduce(config: ConfigDict, args: argparse.Namespace,
                        ('jax', 'flax', 'optax', 'orbax-checkpoint'))
   terminal.announce(f'flax_imdb {__version__} with {versions}')
   device = jax.local_devices()[0].device_kind
-  terminal.announce(f'{jax.local_device_count()} x {device}; {args.mode} in '
-                    f'{args.workdir}')
+  several = (f' in each of {processes.count()} processes'
+             if processes.count() > 1 else '')
+  terminal.announce(f'{jax.local_device_count()} x {device}{several}; '
+                    f'{args.mode} in {args.workdir}')
   default = config_lib.own('default')
   for field, (old, new) in config_lib.differences(default, config).items():
     terminal.announce(f'  config.{field} = {new}  (default {old})')
@@ -159,12 +172,18 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
     saved = pathlib.Path(args.workdir, 'config.json')
     if saved.exists():
       config = config_lib.read(saved)
-  environment.configure(config.global_batch_size)
+  environment.configure(
+      config.global_batch_size // (args.num_processes or 1))
   # orbax warns of each reading of a run directory that is not to be changed,
   # and prints the errors that it also raises.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   import jax  # only now: it reads the environment when it starts
 
+  if args.mode in ('train', 'eval'):
+    processes.initialize(
+        args.coordinator_address, args.num_processes, args.process_id)
+    if config.debug and processes.count() > 1:
+      raise UserError('config.debug=True runs in one process only')
   try:
     jax.local_devices()
   except (RuntimeError, AssertionError) as e:  # the latter without a plugin
@@ -175,7 +194,7 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   if config.debug:
     jax.config.update('jax_disable_jit', True)
     jax.config.update('jax_debug_nans', True)
-  terminal = metrics.Terminal()
+  terminal = metrics.Terminal(quiet=processes.index() > 0)
   if args.mode == 'train':
     from flax_imdb import train
     _introduce(config, args, terminal)
@@ -209,12 +228,14 @@ def main(argv: list[str]) -> int:
     args, config = _parse(argv)
     debug = config.debug
     _run(args, config)
+    processes.leave()
     return 0
   except (UserError, FloatingPointError) as e:
-    if debug:
+    if debug and processes.count() == 1:
       raise
     return _fail(str(e), 2 if isinstance(e, UserError) else 1)
   except preemption.Preempted as e:
+    processes.leave()
     print(e, file=sys.stderr)
     return preemption.EXIT_STATUS
   except KeyboardInterrupt:
@@ -223,10 +244,14 @@ def main(argv: list[str]) -> int:
   except BrokenPipeError:  # the reader, such as head, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+  except Exception as e:
+    processes.explain(e)
+    raise
 
 
 def _fail(message: str, status: int) -> int:
   """Prints one line on standard error; returns `status`."""
+  processes.fail(message, status)
   print('error: ' + ' '.join(message.split()), file=sys.stderr)
   return status
 

@@ -18,9 +18,9 @@ from flax_imdb.errors import UserError
 class Terminal:
   """Lines for a person: a live one on a terminal, plain ones elsewhere."""
 
-  def __init__(self):
-    self._console = Console(
-        highlight=False, soft_wrap=True, markup=False, emoji=False)
+  def __init__(self, quiet: bool = False):
+    self._console = Console(highlight=False, soft_wrap=True, markup=False,
+                            emoji=False, quiet=quiet)
     self._live: Progress | None = None
 
   def announce(self, text: str) -> None:

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from flax_imdb import processes
 from flax_imdb.errors import UserError
 
 AXIS = 'batch'
@@ -33,12 +34,15 @@ def _debugging() -> bool:
 
 
 def check(global_batch_size: int) -> None:
-  """Checks that the devices share a batch evenly.
+  """Checks that the devices of all processes share a batch evenly.
 
   Raises:
     UserError: they do not; names the sizes that would fit.
   """
-  n = len(_devices())
+  n = len(_devices()) * processes.count()
+  if n != (jax.device_count() if processes.count() > 1 else n):
+    raise UserError('the processes have different numbers of devices: give '
+                    'each as many, for instance with JAX_NUM_CPU_DEVICES')
   if global_batch_size % n:
     raise UserError(
         f'config.global_batch_size={global_batch_size} is not divisible by the '
@@ -64,20 +68,37 @@ def to_host(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data), tree)
 
 
+def own_rows(global_batch_size: int) -> slice:
+  """The rows of a batch that the devices of this process work on."""
+  n = global_batch_size // processes.count()
+  return slice(processes.index() * n, (processes.index() + 1) * n)
+
+
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+  """The `own_rows` of all processes, joined along the last axis; [..., B]."""
+  if processes.count() == 1:
+    return rows
+  from jax.experimental import multihost_utils
+  return np.concatenate(list(multihost_utils.process_allgather(rows)), axis=-1)
+
+
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Splits the rows of a batch among the devices: [B, ...] to [D, B/D, ...]."""
+  """Splits rows among the local devices: [B, ...] to [D, B/D, ...].
+
+  B and D are those of this process.
+  """
   n = len(_devices())
   return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
 def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]],
                   devices: Sequence[jax.Device] | None = None) -> Callable:
-  """Compiles step(state, batch) -> (state, sums) for all local devices.
+  """Compiles step(state, batch) -> (state, sums) for the devices of all.
 
   Args:
     step: works on one device's rows; must add up what depends on them with
       `sum_over_devices`, or the devices drift apart unseen.
-    devices: instead of the local ones; may be described rather than there, as
+    devices: instead of those there are; may be described rather than there, as
       in `ahead_of_time`.
 
   Returns:

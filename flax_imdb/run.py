@@ -22,6 +22,7 @@ from flax_imdb import model as model_lib
 from flax_imdb import optimizer as optimizer_lib
 from flax_imdb import parallel
 from flax_imdb import tokenizer as tokenizer_lib
+from flax_imdb.batches import Reviews
 from flax_imdb.checkpoint import Checkpoints
 from flax_imdb.checkpoint import check_shapes
 from flax_imdb.errors import UserError
@@ -181,6 +182,14 @@ def params_sha256(params: Any) -> str:
   for name in sorted(leaves):
     digest.update(np.ascontiguousarray(leaves[name]).tobytes())
   return digest.hexdigest()
+
+
+def digest(tokenizer: Tokenizer, reviews: Reviews) -> str:
+  """One string for all that training reads."""
+  found = hashlib.sha256(tokenizer.to_str().encode())
+  for array in (reviews.ids, reviews.offsets, reviews.labels):
+    found.update(np.ascontiguousarray(array).data)
+  return found.hexdigest()
 
 
 def write_summary(workdir: str, summary: dict[str, Any]) -> None:

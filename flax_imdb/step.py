@@ -69,6 +69,9 @@ def make_train_step(
   are summed over all devices and divided by the global weight, so that a short
   last batch and unequal shares count every review the same. `devices` as in
   `parallel.data_parallel`.
+
+  Several processes add 'asked' to their rows, float32 [B], not 0 where a signal
+  asks to stop; 'asked' of the sums is then this step's total, the same in all.
   """
   def train_step(state: TrainState, batch: dict[str, jax.Array]):
     _, dropout_key = jax.random.split(jax.random.key(config.seed))
@@ -88,8 +91,9 @@ def make_train_step(
 
     (loss, correct), gradient = jax.value_and_grad(
         summed_loss, has_aux=True)(state.params)
-    loss, correct, weight, gradient = parallel.sum_over_devices(
-        (loss, correct, batch['weights'].sum(), gradient))
+    asked = {k: batch[k].sum() for k in ('asked',) if k in batch}
+    loss, correct, weight, gradient, asked = parallel.sum_over_devices(
+        (loss, correct, batch['weights'].sum(), gradient, asked))
     gradient = jax.tree.map(lambda g: g / weight, gradient)
 
     updates, opt_state = optimizer.update(
@@ -115,6 +119,7 @@ def make_train_step(
                  'bad_grad_norm': grad_norm}.items():
       sums[k] = jnp.where(first_bad, v, sums[k])
     sums['skipped'] += ~finite
-    return TrainState(state.step + 1, params, opt_state, ema, sums), sums
+    return (TrainState(state.step + 1, params, opt_state, ema, sums),
+            sums | asked)
 
   return parallel.data_parallel(train_step, devices)

@@ -17,6 +17,7 @@ from flax_imdb import model as model_lib
 from flax_imdb import optimizer as optimizer_lib
 from flax_imdb import parallel
 from flax_imdb import preemption
+from flax_imdb import processes
 from flax_imdb import run
 from flax_imdb import step as step_lib
 from flax_imdb import tokenizer as tokenizer_lib
@@ -61,6 +62,8 @@ def train(config: ConfigDict, workdir: str,
     workdir: the run directory; one that holds a run of this config is resumed.
     terminal: told what happens.
 
+  Of several processes all do the same, and the first one writes.
+
   Returns:
     What summary.json holds.
 
@@ -70,14 +73,20 @@ def train(config: ConfigDict, workdir: str,
     Preempted: a signal asked for it; the last step's state is saved.
   """
   parallel.check(config.global_batch_size)
-  run.check(workdir, config)
+  writes = processes.index() == 0
+  if writes:
+    run.check(workdir, config)
+  processes.check_shared(workdir)
   tokenizer = _tokenizer(config, workdir, terminal)
   reviews = dataset.load(config, tokenizer, 'train', terminal.announce)
   validation = dataset.load(config, tokenizer, 'validation', terminal.announce)
-  run.begin(workdir, config, tokenizer)
+  processes.check_same('config', config.to_json(sort_keys=True))
+  processes.check_same('tokenizer or data', run.digest(tokenizer, reviews))
+  if writes:
+    run.begin(workdir, config, tokenizer)
   batches = batches_lib.TrainBatches(
       reviews, config.seed, config.global_batch_size, config.data.bucket_width,
-      config.data.max_length)
+      config.data.max_length, parallel.own_rows(config.global_batch_size))
 
   model = model_lib.build(config)
   optimizer = optimizer_lib.build(config, batches.steps_per_epoch)
@@ -85,6 +94,7 @@ def train(config: ConfigDict, workdir: str,
   train_step = clock.wrap(step_lib.make_train_step(
       config, model, optimizer, batches.steps_per_epoch))
   logits = evaluate.make_logits(config, model, clock)
+  several = processes.count() > 1
   steps_total = config.num_epochs * batches.steps_per_epoch
   progress = Progress()
 
@@ -116,24 +126,30 @@ def train(config: ConfigDict, workdir: str,
           f'{steps_total:,} steps, {batches.steps_per_epoch:,} an epoch of '
           f'{len(reviews):,} reviews; each new batch shape compiles once')
 
-    writers = metrics.Writers(workdir, step)
+    writers = metrics.Writers(workdir, step) if writes else None
     terminal.start(step, steps_total)
     first, rate, waiting = step, metrics.Rate(), None
+    asked = False  # to stop, as all processes know
     try:
       # NOTE: the order matters. The metrics line is on disk before the
       # checkpoint that stands for it: a kill in between repeats the epoch and
       # its line, and loses neither.
       while (step < steps_total and not progress.stopped
-             and not request.name):
+             and not (asked if several else request.name)):
         batch = batches(step)
+        if several:
+          batch['asked'] = np.full_like(
+              batch['weights'], request.name is not None)
         state, sums = train_step(state, parallel.shard(batch))
         step += 1
-        rate.add(int(batch['weights'].sum()))
+        processes.turn(step)
+        rate.add(len(batches.rows(step - 1)))
         if step == first + 1:
           terminal.announce('first step done' + clock.take())
         if step % WAIT_EVERY == 0:
           if waiting is not None:
             sums_so_far = parallel.to_host(waiting)
+            asked = sums_so_far.get('asked', 0) > 0
             _check_finite(config, sums_so_far, batches, checkpoints)
             if sums_so_far['weight']:
               terminal.update(step, _live_text(
@@ -144,6 +160,7 @@ def train(config: ConfigDict, workdir: str,
           continue
 
         sums = parallel.to_host(sums)
+        asked = sums.get('asked', 0) > 0
         _check_finite(config, sums, batches, checkpoints, epoch_over=True)
         reviews_per_second = rate.per_second()
         result = evaluate.score(
@@ -162,7 +179,8 @@ def train(config: ConfigDict, workdir: str,
             'train': metrics.means(sums), 'validation': result}
         if config.on_nan == 'skip':
           line['train']['skipped'] = int(sums['skipped'])
-        writers.write(line, {'reviews_per_second': reviews_per_second})
+        if writers:
+          writers.write(line, {'reviews_per_second': reviews_per_second})
         checkpoints.save(state, dataclasses.asdict(progress), score)
         terminal.announce(
             _epoch_text(line, config.num_epochs, reviews_per_second)
@@ -170,10 +188,12 @@ def train(config: ConfigDict, workdir: str,
         rate, waiting = metrics.Rate(), None
     finally:
       terminal.stop()
-      writers.close()
+      if writers:
+        writers.close()
     if checkpoints.latest() is None and not steps_total:  # only to evaluate
       checkpoints.save(state, dataclasses.asdict(progress), score=0.0)
-    if request.name and checkpoints.latest() != step:
+    stopping = asked if several else request.name
+    if stopping and checkpoints.latest() != step:
       _check_finite(config, parallel.to_host(state.sums), batches, checkpoints)
       progress.seconds += rate.seconds()
       checkpoints.save(state, dataclasses.asdict(progress), score=None)
@@ -202,7 +222,8 @@ def train(config: ConfigDict, workdir: str,
       'parameters': run.parameter_count(state.params),
       'params_sha256': run.params_sha256(parallel.to_host(state.params)),
   }
-  run.write_summary(workdir, summary)
+  if writes:
+    run.write_summary(workdir, summary)
   terminal.announce(f'evaluated: the weights of step {evaluated} of {step}')
   for name, result in scores.items():
     terminal.announce(evaluate.text(name, result))
@@ -218,11 +239,12 @@ def train(config: ConfigDict, workdir: str,
 
 def _leave_if_asked(
     request: preemption.Request, step: int, steps_total: int) -> None:
-  """Raises Preempted after a signal; to be called once `step` is saved."""
-  if request.name:
+  """Raises Preempted if any process got a signal; `step` must be saved."""
+  signals = {name for name in processes.gather(request.name or '') if name}
+  if signals:
     raise preemption.Preempted(
-        f'stopped by {request.name} after step {step} of {steps_total}, '
-        'which is saved: the same command goes on from there')
+        f'stopped by {" and ".join(sorted(signals))} after step {step} of '
+        f'{steps_total}, which is saved: the same command goes on from there')
 
 
 def _tokenizer(config: ConfigDict, workdir: str,
