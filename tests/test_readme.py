@@ -46,7 +46,8 @@ def test_the_two_commands_for_a_fresh_machine_are_there():
 
 def test_every_command_is_one_that_is_run_here_or_known():
   known = ('python -m flax_imdb.main ', 'pytest', 'pip install',
-           'tensorboard ', 'python benchmarks/', 'echo ', 'launch/gpu.sh')
+           'tensorboard ', 'python benchmarks/', 'echo ', 'launch/gpu.sh',
+           'python launch/local.py ')
   for command in COMMANDS:
     assert (_program(command) + ' ').startswith(known), command
 
