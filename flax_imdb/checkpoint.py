@@ -62,6 +62,9 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
             best_fn=_rank, read_only=read_only, create=not read_only,
             cleanup_tmp_directories=not read_only,
+            # Or threads wait 5 minutes for one that can't be made, then exit.
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False),
             preservation_policy=AnyPreservationPolicy([
                 LatestN(2),
                 BestN(get_metric_fn=_rank, n=1,
