@@ -71,6 +71,9 @@ class Checkpoints:
             best_fn=_rank, read_only=read_only, create=False,
             cleanup_tmp_directories=not read_only,
             multiprocessing_options=_alone(),
+            # Or threads wait 5 minutes for one that can't be made, then exit.
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False),
             preservation_policy=AnyPreservationPolicy([
                 LatestN(2),
                 BestN(get_metric_fn=_rank, n=1,

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import resource
 import struct
 
 import pytest
@@ -94,6 +95,25 @@ def test_a_disk_that_fails_keeps_the_old_lines(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='cannot write .*metrics.jsonl'):
     metrics.Writers(str(tmp_path), 5)
   assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_told_and_the_half_line_is_cut_later(tmp_path):
+  writers = metrics.Writers(str(tmp_path), 0)
+  writers.write(LINES[0], {})
+  whole = (tmp_path / 'metrics.jsonl').read_bytes()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r'metrics.jsonl \(File too large\): '):
+      writers.write(LINES[1], {})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == (
+      whole + json.dumps(LINES[1]).encode()[:9])
+  writers.close()
+  _write(tmp_path, LINES[1:], 5)
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == LINES
 
 
 def test_tensorboard_events_have_tags_values_and_steps(tmp_path):

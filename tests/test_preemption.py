@@ -1,6 +1,5 @@
-"""Signals: what is noted, what ends at once, a run that goes on after it."""
+"""Signals: what is noted, what ends at once; test_faults.py sends them."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,9 +7,6 @@ import sys
 import time
 
 from conftest import ROOT
-from conftest import TINY
-from conftest import finished
-from conftest import run_main
 import pytest
 
 from flax_imdb import preemption
@@ -54,38 +50,3 @@ def test_the_second_signal_ends_at_once(number, in_c):
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=5) == 128 + number
-
-
-def _start(workdir, *argv):
-  return subprocess.Popen(
-      [sys.executable, '-W', 'error', '-m', 'flax_imdb.main', *TINY, *argv,
-       f'--workdir={workdir}'], cwd=ROOT, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.parametrize(('number', 'line'), [
-    (signal.SIGTERM, 'each new batch shape compiles once'),  # while it compiles
-    (signal.SIGINT, 'first step done'),
-    (signal.SIGTERM, 'epoch 1/2')])  # in or after the first save
-def test_a_stopped_run_goes_on_to_the_same_bits(
-    number, line, trained, tmp_path):
-  with _start(tmp_path) as process:
-    while line not in process.stdout.readline():
-      pass
-    process.send_signal(number)
-    process.stdout.read()
-    error = process.stderr.read()
-  assert process.returncode == preemption.EXIT_STATUS == 75
-  assert error.count('\n') == 1
-  stopped = int(error.split('after step ')[1].split()[0])
-  assert error.startswith(
-      f'stopped by {number.name} after step {stopped} of 14')
-
-  output = finished(run_main(*TINY, f'--workdir={tmp_path}'))
-  assert f'resuming from step {stopped} of 14' in output
-  undisturbed, _ = trained
-  for name in ('metrics.jsonl', 'config.json', 'tokenizer.json'):
-    assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
-  a, b = (json.loads((path / 'summary.json').read_text())
-          for path in (tmp_path, undisturbed))
-  assert a | {'seconds': 0} == b | {'seconds': 0}

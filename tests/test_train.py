@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 
 from conftest import TINY
 import jax
@@ -14,6 +16,7 @@ from flax_imdb import environment
 from flax_imdb import evaluate
 from flax_imdb import main
 from flax_imdb import metrics
+from flax_imdb import preemption
 from flax_imdb import train as train_lib
 from flax_imdb.checkpoint import Checkpoints
 from flax_imdb.train import Progress
@@ -185,6 +188,37 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
     train_lib.train(_config(), str(tmp_path), _Terminal())
   with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
     assert checkpoints.steps() == [7]
+
+
+def test_a_signal_saves_no_step_that_is_not_finite(tmp_path, monkeypatch):
+  _poison(monkeypatch, [9])
+  batch_of = batches_lib.TrainBatches.__call__
+  def signalled(batches, step):
+    if step + 1 == 10:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch_of(batches, step)
+  monkeypatch.setattr(batches_lib.TrainBatches, '__call__', signalled)
+  with pytest.raises(FloatingPointError, match='step 9 is not finite'):
+    train_lib.train(_config(), str(tmp_path), _Terminal())
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == [7]
+
+
+@pytest.mark.parametrize('evaluation', [2, 3, 5])  # of an epoch; of the end
+def test_a_signal_while_it_evaluates_is_seen(evaluation, tmp_path, monkeypatch):
+  score, calls = evaluate.score, []
+  def signalled(logits, labels):
+    calls.append(len(labels))
+    if len(calls) == evaluation:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return score(logits, labels)
+  monkeypatch.setattr(evaluate, 'score', signalled)
+  with pytest.raises(preemption.Preempted, match='SIGTERM after step 14 of 14'):
+    train_lib.train(_config(), str(tmp_path), _Terminal())
+  assert len(calls) == evaluation
+  assert not (tmp_path / 'summary.json').exists()
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == [7, 14]
 
 
 def test_such_steps_are_left_out_and_counted(tmp_path, monkeypatch):
