@@ -1,5 +1,6 @@
 """Several real processes: the same run, and what happens when one is lost."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -150,16 +151,23 @@ def _disturb(workdir, index, number):
 @pytest.fixture(scope='module')
 def stopped(tmp_path_factory):
   """Two runs, of which process 0, or 1, is stopped: {index: ...}."""
-  runs = {}
-  for index in (0, 1):
-    workdir = tmp_path_factory.mktemp('stopped') / 'run'
-    runs[index] = workdir, *_disturb(workdir, index, signal.SIGSTOP)
-  return runs  # they wait while other tests run
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    runs = {}
+    for index in (0, 1):
+      workdir = tmp_path_factory.mktemp('stopped') / 'run'
+      runs[index] = workdir, pool.submit(
+          _outcome, *_disturb(workdir, index, signal.SIGSTOP))
+    yield runs  # they wait while other tests run
 
 
-def _assert_lost(launcher, since, index):
+def _outcome(launcher, since):
   status, _, err = _ends(launcher)
-  assert time.monotonic() - since < 60
+  return status, err, time.monotonic() - since
+
+
+def _assert_lost(outcome, index):
+  status, err, seconds = outcome
+  assert seconds < 60
   line, = _errors(err, 1 - index)
   step = re.match(f'error: process {index} of 2 is lost at step '
                   r'(\d+): start the run again', line)
@@ -169,7 +177,8 @@ def _assert_lost(launcher, since, index):
 
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_killed(index, stopped, long, tmp_path):
-  status = _assert_lost(*_disturb(tmp_path, index, signal.SIGKILL), index)
+  status = _assert_lost(
+      _outcome(*_disturb(tmp_path, index, signal.SIGKILL)), index)
   assert status == 128 + signal.SIGKILL  # of the one that failed first
   if index:
     output = finished(run_main(*LONG, f'--workdir={tmp_path}'))
@@ -192,8 +201,8 @@ def test_one_is_asked_to_stop(stopped, long, tmp_path):
 
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_stopped(index, stopped, long):
-  workdir, launcher, since = stopped[index]
-  assert _assert_lost(launcher, since, index) == 1
+  workdir, outcome = stopped[index]
+  assert _assert_lost(outcome.result(), index) == 1
   if not index:
     finished(run_main(*LONG, f'--workdir={workdir}'))
     _assert_same(workdir, long)
