@@ -15,7 +15,6 @@ import sys
 import time
 from typing import Any
 from typing import Self
-import zlib
 
 import jax
 import numpy as np
@@ -27,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import LatestN
 from flax_imdb import files
 from flax_imdb import parallel
 from flax_imdb import processes
+from flax_imdb import seal
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
 
@@ -135,9 +135,9 @@ class Checkpoints:
       self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
           model=ocp.args.StandardSave(model),
           training=ocp.args.StandardSave(training),
-          progress=ocp.args.JsonSave(_sealed(progress | {
-              'score': score, 'model': _checksum(model),
-              'training': _checksum(training)}))))
+          progress=ocp.args.JsonSave(seal.sealed(progress | {
+              'score': score, 'model': seal.checksum(model),
+              'training': seal.checksum(training)}))))
 
   def restore(
       self, step: int, template: TrainState) -> tuple[TrainState, dict]:
@@ -159,11 +159,11 @@ class Checkpoints:
         step, model=ocp.args.StandardRestore(_numpy(model)),
         training=ocp.args.StandardRestore(_numpy(training)),
         progress=ocp.args.JsonRestore())
-    check_shapes(f'checkpoint {step}', model | training,
-                 items.model | items.training)
+    seal.check_shapes(f'checkpoint {step}', model | training,
+                      items.model | items.training)
     metrics = self._manager.metrics(step) or {}
     if (items.progress['score'] != metrics.get('score')
-        or items.progress['training'] != _checksum(items.training)):
+        or items.progress['training'] != seal.checksum(items.training)):
       raise self._damaged(step, 'its score or training state was changed')
     progress = {k: v for k, v in items.progress.items() if k not in _SEAL}
     return (parallel.replicate(TrainState(**items.model, **items.training)),
@@ -233,14 +233,14 @@ class Checkpoints:
     items = self._read(
         step, model=ocp.args.StandardRestore(_numpy(model)),
         progress=ocp.args.JsonRestore())
-    check_shapes(f'checkpoint {step}', model, items.model)
+    seal.check_shapes(f'checkpoint {step}', model, items.model)
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
   def _read(self, step: int, **items: Any) -> Any:
     try:
       read = self._manager.restore(step, args=ocp.args.Composite(**items))
-      if (read.progress != _sealed(read.progress)
-          or read.progress['model'] != _checksum(read.model)):
+      if (read.progress != seal.sealed(read.progress)
+          or read.progress['model'] != seal.checksum(read.model)):
         raise ValueError('its progress or parameters were changed')
       return read
     except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
@@ -280,21 +280,6 @@ def _drop_late_errors() -> None:
   sys.unraisablehook = drop
 
 
-def _checksum(tree: Any) -> int:
-  """CRC-32 of all arrays; orbax notices only some changes of theirs."""
-  crc = 0
-  for x in jax.tree.leaves(tree):
-    crc = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc)
-  return crc
-
-
-def _sealed(values: dict[str, Any]) -> dict[str, Any]:
-  """Adds a checksum of the others."""
-  values = {k: v for k, v in values.items() if k != 'crc32'}
-  text = json.dumps(values, sort_keys=True)
-  return values | {'crc32': zlib.crc32(text.encode())}
-
-
 def _items(state: TrainState) -> tuple[dict, dict]:
   """Splits a state into what evaluation needs and what only training does."""
   return ({'params': state.params, 'ema': state.ema},
@@ -305,20 +290,3 @@ def _items(state: TrainState) -> tuple[dict, dict]:
 def _numpy(tree: Any) -> Any:
   """A template for orbax that leaves the placement to `replicate`."""
   return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
-
-
-def check_shapes(source: str, expected: Any, found: Any) -> None:
-  """Compares two trees of arrays by name; with a template orbax does not.
-
-  Raises:
-    UserError: they differ; says where `source` does.
-  """
-  a, b = (
-      {jax.tree_util.keystr(path, simple=True, separator='/'): list(x.shape)
-       for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-      for tree in (expected, found))
-  for name in sorted(a | b):
-    if a.get(name) != b.get(name):
-      raise UserError(
-          f'{source} has {name} of shape {b.get(name)}, the config asks for '
-          f'{a.get(name)}: use the config it was made with')

@@ -24,8 +24,8 @@ from flax_imdb import parallel
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.batches import Reviews
 from flax_imdb.checkpoint import Checkpoints
-from flax_imdb.checkpoint import check_shapes
 from flax_imdb.errors import UserError
+from flax_imdb.seal import check_shapes
 from flax_imdb.step import TrainState
 from flax_imdb.step import init_state
 

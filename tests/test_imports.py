@@ -12,8 +12,9 @@ ROOT = PACKAGE.parent
 # A module may import those before it, and none after it.
 ORDER = [
     'errors', 'files', 'environment', 'config', 'grammar', 'tfds_builders',
-    'builders', 'tokenizer', 'batches', 'dataset', 'metrics', 'preemption',
-    'parallel', 'recurrent', 'model', 'optimizer', 'step', 'checkpoint',
+    'watchdog', 'processes', 'builders', 'tokenizer', 'batches', 'dataset',
+    'metrics', 'preemption', 'parallel', 'recurrent', 'model', 'optimizer',
+    'step', 'seal', 'checkpoint',
     'evaluate', 'ahead_of_time', 'keras_weights', 'run', 'report', 'export',
     'train', 'main']
 # Start-up: these come before jax, and must not bring it in.
