@@ -11,7 +11,8 @@
 #   eval     scores what was trained
 #   delete   ends the VM and its costs
 #   babysit  create, setup, run and logs, and again whenever the VM was taken
-#            away, from the last checkpoint, until the run is finished
+#            away, from the last checkpoint, until the run is finished; a VM
+#            that is set up it takes as it is: after changes, setup by hand
 #
 # --dry-run prints the lines and does nothing, without gcloud or a project; those
 #           of babysit are for a VM that was just taken away.
@@ -55,7 +56,7 @@ show() {
 }
 exec 3>&1  # so that it also shows from within $(...)
 
-do_line() { if [[ $dry_run ]]; then show "$@"; else "$@"; fi; }
+do_line() { if [[ $dry_run ]]; then show "$@"; else "$@" 3>&-; fi; }
 vm() {
   do_line gcloud compute tpus tpu-vm "$@" --project="$PROJECT" --zone="$ZONE"
 }
@@ -93,6 +94,7 @@ have_vm() {
 }
 
 babysit() {
+  trap 'exit 130' INT  # gcloud exits with 1 then, which would only be a failure
   local failures=0 waits=0 pause=$DELAY status
   while (( failures < RETRIES && waits < WAITS )); do
     if have_vm; then

@@ -27,10 +27,10 @@ case $command in
       exit
     fi
     rm -f run.status
+    exec > run.log 2>&1 < /dev/null
     # In a session of its own, it outlives this connection.
     # shellcheck disable=SC2016
-    setsid bash -c '"$@"; echo $? > run.status' - "${program[@]}" "$@" \
-      > run.log 2>&1 < /dev/null &
+    setsid bash -c '"$@"; echo $? > run.status' - "${program[@]}" "$@" &
     ;;
   follow)
     flock run.lock true &  # waits until the run is over
