@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 
 from conftest import ROOT
 import pytest
@@ -228,6 +229,14 @@ def test_babysit_waits_for_capacity_longer_and_longer(tmp_path):
   assert sleeps(tmp_path) == [30, 60, 120, 240, 480, 600, 600, 600]
 
 
+def test_babysit_waits_anew_after_it_had_a_vm(tmp_path):
+  no_vm = [GONE, ('tpu-vm create', 1, '')]
+  result = babysit(tmp_path, *2 * no_vm, state('READY'), IS_SET_UP, ends(75),
+                   *2 * no_vm, state('READY'), IS_SET_UP, ends(0), WAITS='3')
+  assert result.returncode == 0
+  assert sleeps(tmp_path) == [30, 60, 30, 60, 120]
+
+
 def test_babysit_gives_up_where_it_gets_no_vm(tmp_path):
   no_vm = [GONE, ('tpu-vm create', 1, '')]
   result = babysit(tmp_path, *4 * no_vm, WAITS='4')
@@ -289,6 +298,9 @@ mkdir -p venv/bin
 cat > venv/bin/python <<'END'
 #!/bin/bash
 printf '<%s>\n' "$JAX_PLATFORMS" "$@"
+if [[ $* != *--mode=eval* && $(cut -d' ' -f6 /proc/$$/stat) != $PPID ]]; then
+  echo 'the run would end with the connection'
+fi
 if [[ $STATUS == killed ]]; then kill -9 $PPID $$; fi
 while [[ -e $HOME/hold ]]; do sleep 0.05; done
 exit $STATUS
@@ -319,9 +331,9 @@ def test_a_worker_is_set_up_trains_and_evaluates(cloud, tmp_path):
   result = cloud('setup')
   assert result.returncode == 2
   assert result.stderr == 'error: a run is going on\n'
-  hold.unlink()
 
-  result = cloud('logs')
+  threading.Timer(1.5, hold.unlink).start()
+  result = cloud('logs')  # waits for the end
   assert result.returncode == 75  # that of the run
   assert result.stdout.splitlines() == [
       f'<{word}>' for word in
@@ -342,7 +354,10 @@ def test_babysit_starts_a_run_once_and_follows_it(cloud):
   # describe prints nothing here: the VM is created.
   result = cloud('babysit', DELAY='0')
   assert result.returncode == 0, result.stderr
-  assert '<--workdir=gs://b/run>' in result.stdout.splitlines()
+  lines = result.stdout.splitlines()
+  assert '<--workdir=gs://b/run>' in lines and 'python3 -m pip' in lines[0]
+  again = cloud('babysit', DELAY='0')  # finds it set up
+  assert again.stdout.splitlines() == lines[2:]
 
 
 # gpu.sh and slurm.sbatch
@@ -438,15 +453,16 @@ def test_kubernetes_installs_and_becomes_the_program(jobset, tmp_path):
   container = pod['spec']['containers'][0]
   env = {item['name']: item['value'] for item in container['env']}
   program(tmp_path, 'pip', 'printf "<%s>" "$@"; echo')
-  program(tmp_path, 'python', 'printf "<%s>" "$@"; echo; exit 75')
-  process = subprocess.run(
+  program(tmp_path, 'python', 'printf "<%s>" $$ "$@"; echo; exit 75')
+  process = subprocess.Popen(
       container['command'], env=env | {'PATH': f'{tmp_path}:/usr/bin:/bin'},
-      capture_output=True, text=True, check=False)
+      stdout=subprocess.PIPE, text=True)
+  output, _ = process.communicate()
   source, workdir = (jobset['metadata']['annotations'][key]
                      for key in ('source', 'workdir'))
-  assert process.stdout.splitlines() == [
-      f'<install><--quiet><{source}>',
-      f'<-m><flax_imdb.main><--workdir={workdir}>']
+  assert output.splitlines() == [
+      f'<install><--quiet><{source}>',  # and the first process, which alone
+      f'<{process.pid}><-m><flax_imdb.main><--workdir={workdir}>']  # is told
   assert process.returncode == 75
   assert source.startswith('flax_imdb[tpu] @ https://')
 
