@@ -81,6 +81,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
         f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
   if not args.workdir:
     args.workdir = f'runs/{pathlib.Path(args.config).stem}'
+  if '://' in args.workdir:  # as a path it would be lost with the machine
+    raise UserError(f'--workdir={args.workdir}: remote directories are not '
+                    'supported yet, give one that all hosts mount')
   args.workdir = str(pathlib.Path(args.workdir).absolute())
   return args, config
 

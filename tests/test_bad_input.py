@@ -67,6 +67,11 @@ def test_bad_flags(name, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_remote_workdir(capsys):
+  assert main.main(['--workdir=gs://bucket/run']) == 2
+  assert 'remote directories are not supported' in capsys.readouterr().err
+
+
 def test_batch_that_the_devices_cannot_share(tmp_path):
   refused(run_main(*TINY, f'--workdir={tmp_path}/run',
                    JAX_NUM_CPU_DEVICES='3'),
