@@ -46,7 +46,7 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
     content = content.encode()
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, f'{path.name}.*.tmp', _LEFTOVER_SECONDS)
+    remove_leftovers(path.parent, path.name, _LEFTOVER_SECONDS)
     try:
       with open(temporary, 'wb') as f:
         f.write(content)
@@ -58,9 +58,15 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def remove_leftovers(
-    directory: pathlib.Path, pattern: str, seconds: float = 0) -> None:
-  """Removes what a process that was killed left of `write` that long ago."""
-  for file in directory.glob(pattern):
+    directory: pathlib.Path, names: str, seconds: float = 0) -> None:
+  """Removes what a process that was killed left of `write` that long ago.
+
+  Args:
+    directory: where it wrote; other files that end in .tmp are the user's.
+    names: of the files that it wrote, a pattern.
+    seconds: the age from which on a leftover goes.
+  """
+  for file in directory.glob(f'{names}.[0-9]*.tmp'):
     with contextlib.suppress(FileNotFoundError):  # another one was faster
       if file.stat().st_mtime <= time.time() - seconds:
         file.unlink()

@@ -59,7 +59,7 @@ def check(workdir: str, config: ConfigDict) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / '.writable').touch()
     (path / '.writable').unlink()
-    files.remove_leftovers(path, '*.tmp')
+    files.remove_leftovers(path, '*.json*')
   except OSError as e:
     raise UserError(
         f'cannot write to {workdir} ({e.strerror}): choose another --workdir'

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from flax_imdb import config as config_lib
 from flax_imdb import files
+from flax_imdb import run
 from flax_imdb.errors import UserError
 
 
@@ -19,8 +21,16 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
   files.write(tmp_path / 'a', 'whole')
   assert (tmp_path / 'a').read_text() == 'whole'
   assert sorted(tmp_path.iterdir()) == [tmp_path / 'a', new, other]
-  files.remove_leftovers(tmp_path, '*.tmp')
+  files.remove_leftovers(tmp_path, '*')
   assert sorted(tmp_path.iterdir()) == [tmp_path / 'a']
+
+
+def test_a_run_begins_without_leftovers_and_spares_what_is_not_its_own(
+    tmp_path):
+  for name in ('summary.json.12.tmp', 'metrics.jsonl.7.tmp', 'notes.tmp'):
+    (tmp_path / name).write_text('half')
+  run.check(str(tmp_path), config_lib.load('configs/debug.py'))
+  assert [file.name for file in tmp_path.iterdir()] == ['notes.tmp']
 
 
 @pytest.mark.parametrize('error', [
