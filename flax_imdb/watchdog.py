@@ -107,6 +107,7 @@ class Watchdog:
   def _tell(self, line: str, status: int) -> None:
     if self.client is None:
       return
+    from jax.errors import JaxRuntimeError
     try:
       self.client.key_value_set(
           f'ended/{self.index}', json.dumps([line, status]))
@@ -117,11 +118,12 @@ class Watchdog:
           time.sleep(0.2)  # they have said it, now they go
           return
         time.sleep(0.05)
-    except Exception:  # whatever it is: nobody is left to be told
-      pass
+    except JaxRuntimeError:
+      return  # the store is gone: nobody is left to be told
 
   def _talk(self) -> None:
     """Writes this process' beats into the store, and reads the others'."""
+    from jax.errors import JaxRuntimeError
     number = 0
     while not self._stopped.is_set():
       number += 1
@@ -131,14 +133,14 @@ class Watchdog:
             allow_overwrite=True)
         beats = self.client.key_value_dir_get('beat/')
         ended = self.client.key_value_dir_get('ended/')
-      except Exception:  # jax has no type for it; `_judge` sees the silence
+      except JaxRuntimeError:  # `_judge` sees the silence
         self._stopped.wait(_BEAT)
         continue
       if ended:
         line, status = json.loads(min(ended)[1])
         self.end(line, status)
       self.listen({int(key.rpartition('/')[2]): json.loads(beat)
-                    for key, beat in beats}, time.monotonic())
+                   for key, beat in beats}, time.monotonic())
       self._stopped.wait(_BEAT)
 
   def listen(self, beats: dict[int, list[int]], now: float) -> None:
