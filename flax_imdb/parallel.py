@@ -40,7 +40,7 @@ def check(global_batch_size: int) -> None:
     UserError: they do not; names the sizes that would fit.
   """
   n = len(_devices()) * processes.count()
-  if n != (jax.device_count() if processes.count() > 1 else n):
+  if processes.count() > 1 and n != jax.device_count():
     raise UserError('the processes have different numbers of devices: give '
                     'each as many, for instance with JAX_NUM_CPU_DEVICES')
   if global_batch_size % n:

@@ -80,8 +80,10 @@ def train(config: ConfigDict, workdir: str,
   tokenizer = _tokenizer(config, workdir, terminal)
   reviews = dataset.load(config, tokenizer, 'train', terminal.announce)
   validation = dataset.load(config, tokenizer, 'validation', terminal.announce)
-  processes.check_same('config', config.to_json(sort_keys=True))
-  processes.check_same('tokenizer or data', run.digest(tokenizer, reviews))
+  several = processes.count() > 1
+  if several:
+    processes.check_same('config', config.to_json(sort_keys=True))
+    processes.check_same('tokenizer or data', run.digest(tokenizer, reviews))
   if writes:
     run.begin(workdir, config, tokenizer)
   batches = batches_lib.TrainBatches(
@@ -94,7 +96,6 @@ def train(config: ConfigDict, workdir: str,
   train_step = clock.wrap(step_lib.make_train_step(
       config, model, optimizer, batches.steps_per_epoch))
   logits = evaluate.make_logits(config, model, clock)
-  several = processes.count() > 1
   steps_total = config.num_epochs * batches.steps_per_epoch
   progress = Progress()
 
@@ -192,8 +193,7 @@ def train(config: ConfigDict, workdir: str,
         writers.close()
     if checkpoints.latest() is None and not steps_total:  # only to evaluate
       checkpoints.save(state, dataclasses.asdict(progress), score=0.0)
-    stopping = asked if several else request.name
-    if stopping and checkpoints.latest() != step:
+    if (asked if several else request.name) and checkpoints.latest() != step:
       _check_finite(config, parallel.to_host(state.sums), batches, checkpoints)
       progress.seconds += rate.seconds()
       checkpoints.save(state, dataclasses.asdict(progress), score=None)
