@@ -18,6 +18,9 @@
 #           of babysit are for a VM that was just taken away.
 # --spot    asks for a VM that costs less and may be taken away at any time.
 #
+# The program does not write to gs:// yet and refuses it: until it does, babysit
+# and several workers can't work.
+#
 # Before the first time: install gcloud, `gcloud auth login`, and for several
 # workers `ssh-add ~/.ssh/google_compute_engine`. Ctrl-C ends neither run nor
 # VM: logs and babysit come back to it. The first failing worker's exit status
