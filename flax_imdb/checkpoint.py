@@ -10,6 +10,7 @@ each is alone: its own barriers would wait for ever for a process that is lost.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 import json
+import logging
 import pathlib
 import sys
 import time
@@ -269,7 +270,8 @@ def _drop_late_errors() -> None:
   """Keeps a failed save or restore from printing dozens of tracebacks.
 
   When one array fails, orbax raises and closes its event loop; those of the
-  other arrays still end, and each complains that it is closed.
+  other arrays still end, and each complains that it is closed, or that nobody
+  asked for its own error.
   """
   if getattr(sys.unraisablehook, '__name__', '') == 'drop':
     return
@@ -278,6 +280,11 @@ def _drop_late_errors() -> None:
     if str(unraisable.exc_value) != 'Event loop is closed':
       hook(unraisable)
   sys.unraisablehook = drop
+  logging.getLogger('asyncio').addFilter(_was_asked_for)
+
+
+def _was_asked_for(record: logging.LogRecord) -> bool:
+  return 'was never retrieved' not in record.getMessage()
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

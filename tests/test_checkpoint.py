@@ -1,5 +1,8 @@
 """Checkpoints: what is kept, what comes back, what is refused."""
 
+import asyncio
+import gc
+import logging
 import sys
 import types
 
@@ -120,6 +123,22 @@ def test_a_failed_restore_silences_late_reads_and_nothing_else(
   sys.unraisablehook(late)
   sys.unraisablehook(other)
   assert seen == [other]
+
+
+def test_the_errors_of_other_arrays_of_a_failed_save_are_not_logged(
+    tmp_path, caplog):
+  with Checkpoints(str(tmp_path)):
+    pass
+  async def fail():
+    raise ValueError('another array')
+  async def save():
+    tasks = [asyncio.ensure_future(fail())]
+    await asyncio.sleep(0.01)
+    del tasks
+  asyncio.run(save())
+  gc.collect()
+  logging.getLogger('asyncio').error('another error')
+  assert [record.message for record in caplog.records] == ['another error']
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
