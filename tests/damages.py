@@ -15,19 +15,19 @@ def flip(file):
   file.write_bytes(data)
 
 
-def largest(folder):
-  """The file of an item with most of its arrays."""
-  return max(folder.rglob('d/*'), key=lambda file: file.stat().st_size)
+def data(folder):
+  """All files with arrays of an item; of some only a copy is ever read."""
+  return sorted(folder.rglob('d/*'))
 
 
 # Of an item the array data, the index of it, and its description.
 _FILES = {
-    'model data': lambda step: largest(step / 'model'),
-    'training data': lambda step: largest(step / 'training'),
-    'model manifest': lambda step: step / 'model/manifest.ocdbt',
-    'training description': lambda step: step / 'training/_METADATA',
-    'progress': lambda step: step / 'progress/metadata',
-    'score': lambda step: step / 'metrics/metrics',
+    'model data': lambda step: data(step / 'model'),
+    'training data': lambda step: data(step / 'training'),
+    'model manifest': lambda step: [step / 'model/manifest.ocdbt'],
+    'training description': lambda step: [step / 'training/_METADATA'],
+    'progress': lambda step: [step / 'progress/metadata'],
+    'score': lambda step: [step / 'metrics/metrics'],
 }
 _DELETED = [
     '_CHECKPOINT_METADATA', 'model', 'model/_METADATA', 'training', 'progress',
@@ -50,10 +50,11 @@ def _all_files(step):
 
 # What can befall the directory of a step.
 DAMAGES = {
-    **{f'{name} {what}': lambda step, how=how, find=find: how(find(step))
+    **{f'{name} {what}': lambda step, how=how, find=find: [
+        how(file) for file in find(step)]
        for what, how in (('truncated', truncate), ('flipped', flip))
        for name, find in _FILES.items()},
-    'score emptied': lambda step: _FILES['score'](step).write_bytes(b''),
+    'score emptied': lambda step: _FILES['score'](step)[0].write_bytes(b''),
     **{f'without {name}': lambda step, name=name: _delete(step / name)
        for name in _DELETED},
     'without every other file': _every_other_file,

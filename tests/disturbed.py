@@ -116,6 +116,7 @@ class Run:
         if f'checkpoint {damaged} cannot be restored (' not in output:
           self.fail(f'did not say why {damaged} is skipped')
       self.lost = self._before - step
+      self.damaged.clear()  # set aside, and perhaps saved again by now
     self.damaged &= set(self.steps())  # the others were set aside
     return self.status
 

@@ -152,7 +152,10 @@ def _damage(name):
     if run.steps()[-1] in run.damaged:
       return None
     step = run.steps()[-1]
-    DAMAGES[name](run.workdir / 'checkpoints' / str(step))
+    try:
+      DAMAGES[name](run.workdir / 'checkpoints' / str(step))
+    except FileNotFoundError:  # a signal saved it, without a score
+      return None
     if name not in HARMLESS:
       run.damaged.add(step)
     return 'newest checkpoint damaged'

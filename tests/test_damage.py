@@ -6,8 +6,8 @@ import shutil
 from conftest import TINY
 from damages import DAMAGES
 from damages import HARMLESS
+from damages import data
 from damages import flip
-from damages import largest
 from damages import truncate
 import pytest
 
@@ -43,7 +43,8 @@ def test_without_a_whole_checkpoint_the_run_begins_again(
   workdir = tmp_path / 'run'
   shutil.copytree(undisturbed, workdir)
   for step in (7, 14):
-    flip(largest(workdir / 'checkpoints' / str(step) / 'training'))
+    for file in data(workdir / 'checkpoints' / str(step) / 'training'):
+      flip(file)
   assert main.main([*TINY, f'--workdir={workdir}']) == 0
   output = capsys.readouterr().out
   assert output.count('set aside as') == 2
