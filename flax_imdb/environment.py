@@ -50,22 +50,23 @@ def configure(global_batch_size: int) -> None:
         os, 'sched_getaffinity') else os.cpu_count() or 1
     env.setdefault(
         'JAX_NUM_CPU_DEVICES', str(cpu_devices(global_batch_size, cores)))
-  # XLA's thread pool is as large as the machine. CPU devices that wait in an
-  # all-reduce occupy it, and once all do, none can arrive: the run aborts.
-  # Two threads a device have never stalled, fewer have (RESULTS.md).
+  # One thread a device: of a larger pool, such as XLA's own of a thread a core,
+  # idle threads take kernels of microseconds from busy ones, which costs up to
+  # a fifth of a step. In a smaller one no device may be left to arrive at the
+  # all-reduce that the others wait in. `parallel` runs one step at a time.
   forced = re.search(r'--xla_force_host_platform_device_count=(\S*)',
                      env.get('XLA_FLAGS', ''))
   if 'JAX_NUM_CPU_DEVICES' in env:
     devices = _count('JAX_NUM_CPU_DEVICES', env['JAX_NUM_CPU_DEVICES'])
   else:
     devices = _count(forced[0], forced[1]) if forced else 1
-  threads = _count('NPROC', env.setdefault('NPROC', str(max(8, 4 * devices))))
-  if 1 < devices > threads // 2 and env.get('JAX_PLATFORMS') in (
+  threads = _count('NPROC', env.setdefault('NPROC', str(devices)))
+  if threads < devices and env.get('JAX_PLATFORMS') in (
       None, '', 'cpu'):
     raise UserError(
         f'NPROC={threads} threads are too few for {devices} CPU devices, which '
         'would wait for each other for ever: unset NPROC, set it to at least '
-        f'{2 * devices}, or set JAX_NUM_CPU_DEVICES={max(1, threads // 2)}')
+        f'{devices}, or set JAX_NUM_CPU_DEVICES={threads}')
   # Whole AVX-512 registers, which LLVM avoids by itself, save 4 %; elsewhere
   # the flag means nothing. LLVM's later passes take a third of the compilation
   # and save nothing here; what they do for a GPU is not known, so they stay.

@@ -98,17 +98,23 @@ def data_parallel(step: Callable[[Any, Any], tuple[Any, Any]],
   Args:
     step: works on one device's rows; must add up what depends on them with
       `sum_over_devices`, or the devices drift apart unseen.
-    devices: instead of those there are; may be described rather than there, as
-      in `ahead_of_time`.
+    devices: instead of those there are, to lower the step for them; may be
+      described rather than there, as in `ahead_of_time`.
 
   Returns:
     A function of a replicated state, whose buffers it reuses, and a batch of
-    `shard`; both results are replicated.
+    `shard`; both results are replicated. It returns before they are computed,
+    and on a CPU begins once the step before is over.
   """
   if _debugging():
     return lambda state, batch: step(state, _only_shard(batch))
-  return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None),
-                  devices=devices, donate_argnums=0)
+  compiled = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None),
+                      devices=devices, donate_argnums=0)
+  if devices is not None or jax.default_backend() != 'cpu':
+    return compiled
+  # One thread a device, as in `environment`: queued steps would take those that
+  # the others' all-reduce waits for, and never end.
+  return lambda state, batch: compiled(jax.block_until_ready(state), batch)
 
 
 def forward(function: Callable[[Any, Any], Any],

@@ -48,6 +48,7 @@ def run_main(*argv, stdin=b'', **env):
   stdout and stderr are str; a value of None takes a variable out of the
   environment.
   """
+  env = {'NPROC': None} | env  # that of this process' two devices
   environ = {k: v for k, v in {**os.environ, **env}.items() if v is not None}
   process = subprocess.run(
       [sys.executable, '-W', 'error', '-m', 'flax_imdb.main', *argv],

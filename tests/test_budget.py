@@ -47,7 +47,7 @@ def compiled(request):
       'lengths': np.full(rows, width, np.int32),
       'labels': np.ones(rows, np.float32),
       'weights': np.ones(rows, np.float32)})
-  step = step_lib.make_train_step(config, model, optimizer, 137)
+  step = step_lib.make_train_step(config, model, optimizer, 137, jax.devices())
   return request.param, step.lower(state, batch).compile(), state
 
 

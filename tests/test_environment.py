@@ -49,21 +49,19 @@ def test_configure_sets_devices_pool_and_compile_cache(env, monkeypatch):
   _cores(monkeypatch, 4)
   environment.configure(128)
   assert env['JAX_NUM_CPU_DEVICES'] == '4'
-  assert env['NPROC'] == '16'
+  assert env['NPROC'] == '4'
   assert env['JAX_COMPILATION_CACHE_DIR'] == str(
       environment.cache_dir() / 'xla')
   assert env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
   assert env['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] == '-1'
 
 
-@pytest.mark.parametrize(('cores', 'batch', 'pool'), [
-    (1, 128, 8), (2, 16, 8), (2, 128, 8), (8, 128, 32)])
-def test_the_pool_holds_more_threads_than_devices_can_block(
-    env, monkeypatch, cores, batch, pool):
+@pytest.mark.parametrize(('cores', 'batch'), [
+    (1, 128), (2, 16), (2, 128), (8, 128)])
+def test_the_pool_holds_a_thread_a_device(env, monkeypatch, cores, batch):
   _cores(monkeypatch, cores)
   environment.configure(batch)
-  assert int(env['NPROC']) == pool
-  assert pool >= 4 * int(env['JAX_NUM_CPU_DEVICES'])
+  assert env['NPROC'] == env['JAX_NUM_CPU_DEVICES']
 
 
 def test_without_affinity_the_cores_are_counted(env, monkeypatch):
@@ -92,7 +90,7 @@ def test_configure_leaves_the_devices_to_xla_flags(env):
   env['XLA_FLAGS'] = flags
   environment.configure(128)
   assert 'JAX_NUM_CPU_DEVICES' not in env
-  assert int(env['NPROC']) >= 8
+  assert env['NPROC'] == '2'
 
 
 @pytest.mark.parametrize(('there', 'level'), [
@@ -114,7 +112,7 @@ def test_configure_takes_an_empty_variable_for_none(env, monkeypatch):
   _cores(monkeypatch, 2)
   env['JAX_NUM_CPU_DEVICES'] = env['NPROC'] = ''
   environment.configure(128)
-  assert env['JAX_NUM_CPU_DEVICES'] == '2' and env['NPROC'] == '8'
+  assert env['JAX_NUM_CPU_DEVICES'] == '2' and env['NPROC'] == '2'
 
 
 @pytest.mark.parametrize('value', ['0', '-1', 'two', '2.0', '\u0662'])
@@ -129,17 +127,17 @@ def test_a_malformed_number_is_refused(env, name, value):
     environment.configure(128)
 
 
-@pytest.mark.parametrize(('devices', 'pool', 'fit'), [
-    ('2', '1', '4'), ('2', '3', '4'), ('8', '15', '16')])
-def test_a_pool_that_would_deadlock_is_refused(env, devices, pool, fit):
+@pytest.mark.parametrize(('devices', 'pool'), [
+    ('2', '1'), ('8', '1'), ('8', '7')])
+def test_a_pool_that_would_deadlock_is_refused(env, devices, pool):
   env.update(JAX_NUM_CPU_DEVICES=devices, NPROC=pool)
   with pytest.raises(UserError, match=(
       f'NPROC={pool} threads are too few for {devices} CPU devices, .* unset '
-      f'NPROC, set it to at least {fit}, or set JAX_NUM_CPU_DEVICES=')):
+      f'NPROC, set it to at least {devices}, or set JAX_NUM_CPU_DEVICES={pool}')):
     environment.configure(128)
-  env['NPROC'] = fit
+  env['NPROC'] = devices
   environment.configure(128)
-  assert env['NPROC'] == fit
+  assert env['NPROC'] == devices
 
 
 @pytest.mark.parametrize('change', [
@@ -150,7 +148,7 @@ def test_a_small_pool_is_kept_where_no_cpu_devices_wait(env, change):
   assert env['NPROC'] == '1'
 
 
-# With a thread a core, which is what XLA takes by itself, it aborts.
+# Queued, as `pmap` by itself would have them, the steps abort at once.
 _STEPS = '''
 from flax_imdb import environment
 environment.configure(128)
@@ -163,7 +161,7 @@ step = parallel.data_parallel(lambda total, x: (
     parallel.sum_over_devices(x.mean())))  # a second all-reduce: it stalls more
 total = parallel.replicate(np.float32(0))
 x = np.ones((jax.device_count(), 64), np.float32) / 64
-for _ in range(10_000):  # nothing waits: the queue is as long as can be
+for _ in range(10_000):  # `data_parallel` alone keeps them from a queue
   total, _ = step(total, x)
 print(jax.device_count(), int(parallel.to_host(total)))
 '''

@@ -92,7 +92,7 @@ def test_any_number_of_devices_gives_the_same_run(devices, trained, tmp_path):
   """With dropout on; the sums' order differs, so the last digits may."""
   workdir = tmp_path / 'run'
   finished(run_main(*TINY, f'--workdir={workdir}', '--config.show_examples=4',
-                    JAX_NUM_CPU_DEVICES=str(devices), NPROC=None))
+                    JAX_NUM_CPU_DEVICES=str(devices)))
   assert _summary(workdir)['config']['model']['pooled_dropout'] > 0
   for a, b in zip(_lines(workdir), _lines(trained[0]), strict=True):
     for split in ('train', 'validation'):
