@@ -72,7 +72,7 @@ class SentimentClassifier(nn.Module):
               reverse=direction == 'backward', remat=self.remat,
               name=f'{direction}_{layer}')(x_TBE, lengths_B)
           for direction in directions]
-      x_TBE = jnp.concatenate(states, axis=-1)
+      x_TBE = jnp.concatenate([h_TBH for h_TBH, _ in states], axis=-1)
     pooled_BF = self._pool(states, lengths_B)
     if dropout_keys_B is not None and self.pooled_dropout:
       keep = _keep(dropout_keys_B, 2, self.pooled_dropout, pooled_BF.shape[1:])
@@ -84,17 +84,18 @@ class SentimentClassifier(nn.Module):
     logits_B1 = dense(1, name='logit')(hidden)
     return logits_B1[:, 0].astype(jnp.float32)
 
-  def _pool(self, states: list[jax.Array], lengths_B: jax.Array) -> jax.Array:
-    """Sums up [T, B, H] states, one array a direction, as [B, features]."""
-    length = states[0].shape[0]
+  def _pool(self, states: list[tuple[jax.Array, jax.Array]],
+            lengths_B: jax.Array) -> jax.Array:
+    """Sums up what `RecurrentLayer` returned a direction, as [B, features]."""
+    length = states[0][0].shape[0]
     if not self.mask_padding:
       lengths_B = jnp.full_like(lengths_B, length)
     inside_TB1 = (jnp.arange(length)[:, None] < lengths_B)[..., None]
     pooled = []
     for kind in self.pooling.split('+'):
-      for i, h_TBH in enumerate(states):
-        if kind == 'last':  # where the reading ended: the backward layer's is 0
-          pooled.append(h_TBH[0 if i else -1])
+      for h_TBH, last_BH in states:
+        if kind == 'last':
+          pooled.append(last_BH)
         elif kind == 'mean':
           total = jnp.sum(h_TBH, axis=0, where=inside_TB1)
           pooled.append(total / lengths_B[:, None])

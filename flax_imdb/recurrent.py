@@ -126,7 +126,8 @@ class RecurrentLayer(nn.Module):
   remat: bool = True
 
   @nn.compact
-  def __call__(self, x_TBE: jax.Array, lengths_B: jax.Array) -> jax.Array:
+  def __call__(self, x_TBE: jax.Array,
+               lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Runs the layer.
 
     Args:
@@ -134,7 +135,9 @@ class RecurrentLayer(nn.Module):
       lengths_B: int32 [B] valid steps of each review, 1 to T.
 
     Returns:
-      float32 [T, B, H] hidden states; past a review's end its state repeats.
+      float32 [T, B, H] hidden states, where past a review's end its state
+      repeats, and [B, H] that after the last word read. Who needs only the
+      latter spares the loop from writing the former.
     """
     length, batch_size, _ = x_TBE.shape
     # prevent_cse only guards code outside of loops; in a scan it costs time.
@@ -146,8 +149,8 @@ class RecurrentLayer(nn.Module):
     carry = CELLS[self.cell](self.width, parent=None).start(batch_size)
     steps = scan(self.cell, self.width, self.dtype, self.mask_padding,
                  name='steps')
-    _, h_TBH = steps(carry, (jnp.arange(length), x_TBE), lengths_B)
-    return h_TBH
+    carry, h_TBH = steps(carry, (jnp.arange(length), x_TBE), lengths_B)
+    return h_TBH, carry[-1]
 
 
 def _forget_one(key: jax.Array, shape: tuple[int], dtype: Any = jnp.float32):

@@ -102,7 +102,8 @@ def test_pooling_equals_numpy(pooling):
           'last': [h[0 if i else -1, b] for b in range(4)],
           'mean': [row.mean(0) for row in rows],
           'max': [row.max(0) for row in rows]}[kind]))
-  got = model._pool([jnp.asarray(h) for h in states], jnp.asarray(LENGTHS))
+  got = model._pool([(jnp.asarray(h), jnp.asarray(h[0 if i else -1]))
+                     for i, h in enumerate(states)], jnp.asarray(LENGTHS))
   np.testing.assert_allclose(got, np.concatenate(want, axis=-1), atol=1e-6)
 
 

@@ -49,9 +49,10 @@ def _layer(cell, **kwargs):
 @pytest.mark.parametrize('cell', CELLS)
 def test_scan_equals_numpy(cell, reverse):
   layer, params, x = _layer(cell, reverse=reverse)
-  got = layer.apply({'params': params}, x, LENGTHS)
+  got, last = layer.apply({'params': params}, x, LENGTHS)
   want = _numpy_layer(cell, params['steps']['cell'], x, LENGTHS, reverse)
   np.testing.assert_allclose(got, want, atol=2e-6)
+  np.testing.assert_array_equal(last, got[0 if reverse else -1])
 
 
 @pytest.mark.parametrize('cell', CELLS)
@@ -62,7 +63,7 @@ def test_scan_equals_a_python_loop_over_the_cell(cell):
   for t in range(T):
     carry = module.apply({'params': params['steps']['cell']}, carry, x[t])
     states.append(carry[-1])
-  got = layer.apply({'params': params}, x, LENGTHS)
+  got, _ = layer.apply({'params': params}, x, LENGTHS)
   np.testing.assert_allclose(got, np.stack(states), atol=1e-6)
 
 
@@ -70,7 +71,7 @@ def _gradient(params, x, target, **kwargs):
   """Gradients by (params, x) of a loss that weighs every state differently."""
   layer = RecurrentLayer(width=H, **kwargs)
   def loss(params, x):
-    return jnp.vdot(layer.apply({'params': params}, x, LENGTHS), target)
+    return jnp.vdot(layer.apply({'params': params}, x, LENGTHS)[0], target)
   return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
 
 
@@ -83,7 +84,7 @@ def test_recomputing_the_gates_changes_no_gradient(cell, mask_padding, reverse):
   def gradient(remat):
     layer = RecurrentLayer(cell, H, jnp.float64, mask_padding, reverse, remat)
     def loss(params, x):
-      return jnp.vdot(layer.apply({'params': params}, x, LENGTHS), target)
+      return jnp.vdot(layer.apply({'params': params}, x, LENGTHS)[0], target)
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
   with jax.enable_x64():
     params, x = jax.tree.map(lambda p: np.asarray(p, np.float64), (params, x))
@@ -97,18 +98,18 @@ def test_recomputing_the_gates_stores_less():
   def stored(remat):
     layer, params, x = _layer('lstm', remat=remat)
     _, backward = jax.vjp(
-        lambda p: layer.apply({'params': p}, x, LENGTHS), params)
+        lambda p: layer.apply({'params': p}, x, LENGTHS)[0], params)
     return sum(array.size for array in jax.tree.leaves(backward))
   assert stored(True) < 0.5 * stored(False)
 
 
 def test_state_stands_still_after_the_end_and_padding_has_no_gradient():
   layer, params, x = _layer('lstm')
-  states = np.asarray(layer.apply({'params': params}, x, LENGTHS))
+  states = np.asarray(layer.apply({'params': params}, x, LENGTHS)[0])
   for b, length in enumerate(LENGTHS):
     assert (states[length - 1:, b] == states[length - 1, b]).all()
   gradient = np.asarray(jax.grad(
-      lambda x: jnp.sum(layer.apply({'params': params}, x, LENGTHS)))(x))
+      lambda x: jnp.sum(layer.apply({'params': params}, x, LENGTHS)[0]))(x))
   for b, length in enumerate(LENGTHS):
     assert (gradient[length:, b] == 0).all()
     assert (gradient[:length, b] != 0).all()
