@@ -57,11 +57,6 @@ class Writers:
 
   def __init__(self, workdir: str, step: int):
     """Goes on after `step`: what an interrupted run wrote beyond it is cut."""
-    # 0.1 s that eval need not pay. Not SummaryWriter: what its flush() leaves
-    # in the queue of its thread is lost in a kill.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import SessionLog
-
     self._path = pathlib.Path(workdir, 'metrics.jsonl')
     kept = []
     if self._path.exists():
@@ -75,10 +70,8 @@ class Writers:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
     files.write(self._path, b''.join(kept))
-    with files.writing(f'{workdir}/events'):
-      self._events = EventsWriter(f'{workdir}/events', f'.{step}')
-      start = SessionLog(status=SessionLog.START)  # events past it are purged
-      self._write_event(step + 1, session_log=start)
+    self._start = step
+    self._events: Any = None
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one line, on disk when this returns.
@@ -101,14 +94,26 @@ class Writers:
       self._write_event(line['step'], summary={'value': values})
 
   def _write_event(self, step: int, **what: Any) -> None:
-    from tensorboardX.proto.event_pb2 import Event
+    # Only now: it imports PyTorch where there is one, a second that the first
+    # step need not wait for. Not SummaryWriter: what its flush() leaves in the
+    # queue of its thread is lost in a kill.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
 
-    self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+    if self._events is None:
+      self._events = EventsWriter(
+          str(self._path.with_name('events')), f'.{self._start}')
+      log = event_pb2.SessionLog
+      self._write_event(  # events past it are purged
+          self._start + 1, session_log=log(status=log.START))
+    self._events.write_event(
+        event_pb2.Event(wall_time=time.time(), step=step, **what))
     self._events.flush()
 
   def close(self) -> None:
     """Closes the events file."""
-    self._events.close()
+    if self._events is not None:
+      self._events.close()
 
 
 class Rate:

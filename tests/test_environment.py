@@ -132,8 +132,9 @@ def test_a_malformed_number_is_refused(env, name, value):
 def test_a_pool_that_would_deadlock_is_refused(env, devices, pool):
   env.update(JAX_NUM_CPU_DEVICES=devices, NPROC=pool)
   with pytest.raises(UserError, match=(
-      f'NPROC={pool} threads are too few for {devices} CPU devices, .* unset '
-      f'NPROC, set it to at least {devices}, or set JAX_NUM_CPU_DEVICES={pool}')):
+      f'NPROC={pool} threads are too few for {devices} CPU devices, .*unset '
+      f'NPROC, set it to at least {devices}, or set JAX_NUM_CPU_DEVICES='
+      + pool)):
     environment.configure(128)
   env['NPROC'] = devices
   environment.configure(128)
