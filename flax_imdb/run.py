@@ -120,7 +120,8 @@ def restore(workdir: str, which: str | None) -> Run:
       raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
                       + ('choose one with --step' if steps else 'train first'))
     params = checkpoints.restore_eval_params(step, template(config, model))
-  tokenizer = tokenizer_lib.load(path / 'tokenizer.json')
+  tokenizer = tokenizer_lib.load(
+      path / 'tokenizer.json', config.data.vocab_size)
   return Run(config, tokenizer, model, params, step)
 
 

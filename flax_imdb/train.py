@@ -1,7 +1,6 @@
 """The training run: from a config and a run directory to a summary."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -252,7 +251,8 @@ def _tokenizer(config: ConfigDict, workdir: str,
   """The run's own tokenizer; fitted if the run is yet to begin."""
   for source in (workdir, config.init_from):  # ids must mean the same words
     if source and run.is_run(source):
-      return tokenizer_lib.load(pathlib.Path(source, 'tokenizer.json'))
+      return tokenizer_lib.load(
+          f'{source}/tokenizer.json', config.data.vocab_size)
   return dataset.fit_tokenizer(config, terminal.announce)
 
 

@@ -11,10 +11,11 @@ PACKAGE = pathlib.Path(flax_imdb.__file__).parent
 ROOT = PACKAGE.parent
 # A module may import those before it, and none after it.
 ORDER = [
-    'errors', 'files', 'environment', 'config', 'grammar', 'tfds_builders',
-    'watchdog', 'processes', 'builders', 'tokenizer', 'batches', 'dataset',
-    'metrics', 'preemption', 'parallel', 'recurrent', 'model', 'optimizer',
-    'step', 'seal', 'checkpoint',
+    'errors', 'files', 'npz', 'environment', 'config', 'grammar',
+    'tfds_builders', 'watchdog', 'processes', 'builders', 'tokenizer',
+    'batches', 'dataset', 'metrics', 'preemption', 'progress', 'parallel',
+    'recurrent', 'model', 'optimizer', 'step', 'seal', 'late_errors',
+    'checkpoint',
     'evaluate', 'ahead_of_time', 'keras_weights', 'run', 'report', 'export',
     'train', 'main']
 # Start-up: these come before jax, and must not bring it in.
