@@ -35,8 +35,8 @@ _ARRAYS = (
     ('logit/kernel', 'layers/dense_1/vars/0', 'D1'),
     ('logit/bias', 'layers/dense_1/vars/1', '1'),
 )
-# The parameters of the largest model there may be, in float64: a stranger's file
-# must not fill the memory.
+# The parameters of the largest model there may be, in float64: a stranger's
+# file must not fill the memory.
 _MOST_BYTES = 8 * MOST_PARAMETERS
 
 

@@ -14,6 +14,8 @@ from rich.progress import TimeRemainingColumn
 from flax_imdb import files
 from flax_imdb.errors import UserError
 
+_MOST_BYTES = 1 << 29  # of metrics.jsonl: a million epochs of 500 bytes each
+
 
 class Terminal:
   """Lines for a person: a live one on a terminal, plain ones elsewhere."""
@@ -56,7 +58,11 @@ class Writers:
   """
 
   def __init__(self, workdir: str, step: int):
-    """Goes on after `step`: what an interrupted run wrote beyond it is cut."""
+    """Goes on after `step`: what an interrupted run wrote beyond it is cut.
+
+    Raises:
+      UserError: a line is damaged, or nothing can be written.
+    """
     # 0.1 s that eval need not pay. Not SummaryWriter: what its flush() leaves
     # in the queue of its thread is lost in a kill.
     from tensorboardX.event_file_writer import EventsWriter
@@ -65,13 +71,13 @@ class Writers:
     self._path = pathlib.Path(workdir, 'metrics.jsonl')
     kept = []
     if self._path.exists():
-      for line in self._path.read_bytes().splitlines(keepends=True):
+      for line in files.read(self._path, _MOST_BYTES).splitlines(keepends=True):
         if not line.endswith(b'\n'):
           break  # half-written
         try:
           if json.loads(line)['step'] <= step:
             kept.append(line)
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
     files.write(self._path, b''.join(kept))
@@ -107,8 +113,9 @@ class Writers:
     self._events.flush()
 
   def close(self) -> None:
-    """Closes the events file."""
-    self._events.close()
+    """Closes the events file; raises as `write`."""
+    with files.writing(f'{self._path.parent}/events'):
+      self._events.close()
 
 
 class Rate:

@@ -21,35 +21,11 @@ from flax_imdb import run
 from flax_imdb import step as step_lib
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.checkpoint import Checkpoints
+from flax_imdb.progress import Progress
 
 # The host waits for the device this often, and then only for the steps before
 # the last ones: the queue is bounded and never runs dry.
 WAIT_EVERY = 8
-
-
-@dataclasses.dataclass
-class Progress:
-  """What a run remembers beside its state; a part of every checkpoint.
-
-  Attributes:
-    reference: the score that the next one must beat by `min_delta`; None
-      before the first. The larger, the better.
-    waited: epochs since one did.
-    stopped: early stopping has ended the run.
-    seconds: spent on training and validation, over all resumes.
-  """
-  reference: float | None = None
-  waited: int = 0
-  stopped: bool = False
-  seconds: float = 0.0
-
-  def update(self, score: float, patience: int, min_delta: float) -> None:
-    """Takes in an epoch's score; patience 0 never stops."""
-    if self.reference is None or score > self.reference + min_delta:
-      self.reference, self.waited = score, 0
-    else:
-      self.waited += 1
-    self.stopped = 0 < patience <= self.waited
 
 
 def train(config: ConfigDict, workdir: str,
