@@ -249,9 +249,9 @@ class Checkpoints:
         raise ValueError('its progress or arrays were changed')
       progress_lib.check(
           {k: v for k, v in progress.items() if k not in _SEAL})
-      if training and (step, progress['score']) != (
-          items.training['step'],
-          (self._manager.metrics(step) or {}).get('score')):
+      score = (self._manager.metrics(step) or {}).get('score')
+      if progress['score'] != score or (
+          training and items.training['step'] != step):
         raise ValueError('its score or step was changed')
       return items
     except UserError:  # of other arrays or shapes: not damaged

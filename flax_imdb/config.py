@@ -135,7 +135,7 @@ def check(config: ConfigDict) -> None:
   fields, known = _flat(config), _flat(own('default'))
   for field in sorted(set(fields) ^ set(known)):
     raise UserError(
-        f'config.{field} is '
+        f'config.{field:.60} is '
         + ('not a field' if field in fields else 'missing')
         + ': compare with configs/default.py')
   for field, value in known.items():

@@ -7,6 +7,7 @@ of it. Nothing is ever unpickled.
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 
@@ -14,7 +15,8 @@ import numpy as np
 
 # What a damaged or hostile file makes `read` raise.
 ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, SyntaxError,
-          MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
+          MemoryError, struct.error, tokenize.TokenError, zipfile.BadZipFile,
+          zlib.error)
 _MOST_ARRAYS = 64  # Keras' weights are 8, the ids of a split 3
 
 

@@ -110,5 +110,5 @@ def check_score(path: pathlib.Path, step: int) -> None:
     if (set(found), found['step']) != ({'score', 'step'}, step) or not (
         float('-inf') < found['score'] < float('inf')):
       raise ValueError(f'{path} holds no score')
-  except (UserError, TypeError, RecursionError) as e:
+  except (UserError, KeyError, TypeError, RecursionError) as e:
     raise ValueError(f'{path} holds no score') from e
