@@ -163,9 +163,12 @@ class Checkpoints:
     """Makes way for orbax, which opens no directory with such a file in it."""
     messages = []
     for file in sorted(self._workdir.glob('checkpoints/*/metrics/metrics')):
-      if not file.parents[1].name.isdecimal():  # of a save that was killed
+      name = file.parents[1].name
+      if not name.isdecimal():  # of a save that was killed, or no step's at all
         continue
-      step = int(file.parents[1].name)
+      step = int(name)
+      if name != str(step):  # orbax would take 07 for 7
+        raise UserError(f'{file.parents[1]} is none that a run makes: move it')
       try:
         seal.check_score(file, step)
       except ValueError:

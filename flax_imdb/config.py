@@ -36,7 +36,9 @@ _AT_LEAST = {
 # Far above any use, far below what fills a memory: a config.json may be a
 # stranger's. What the fields ask for together is bounded below.
 _AT_MOST = {
-    'num_epochs': 1_000_000, 'global_batch_size': 1 << 20,
+    'num_epochs': 50_000, 'warmup_epochs': 50_000,  # steps are int32
+    'learning_rate': 1e38, 'weight_decay': 1e38, 'clip_norm': 1e38,  # float32
+    'global_batch_size': 1 << 20,
     'show_examples': 1_000_000, 'data.vocab_size': 1 << 20,
     'data.max_length': 1 << 20, 'data.bucket_width': 1 << 20,
     'model.embedding_dim': 1 << 16, 'model.width': 1 << 13,
@@ -64,7 +66,7 @@ def find(path: str) -> pathlib.Path:
     UserError: there is no such file; lists the configs there are.
   """
   for parent in (pathlib.Path(), *_OWN):
-    if (parent / path).is_file():
+    if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
   known = sorted({f'configs/{f.name}' for parent in _OWN
                   for f in parent.glob('configs/*.py')})
@@ -81,7 +83,7 @@ def load(path: str) -> ConfigDict:
   try:
     spec.loader.exec_module(module)
     config = module.get_config()
-  except Exception as e:  # whatever a config file can raise
+  except (Exception, SystemExit) as e:  # whatever a config file can raise
     raise UserError(f'config file {file}: {type(e).__name__}: {e}') from e
   if not isinstance(config, ConfigDict):
     raise UserError(f'config file {file}: get_config() returns no ConfigDict')
@@ -133,9 +135,9 @@ def check(config: ConfigDict) -> None:
     UserError: a field is missing or unknown, or its value is out of range.
   """
   fields, known = _flat(config), _flat(own('default'))
-  for field in sorted(set(fields) ^ set(known)):
+  for field in sorted(set(fields) ^ set(known), key=str):
     raise UserError(
-        f'config.{field:.60} is '
+        f'config.{field!s:.60} is '
         + ('not a field' if field in fields else 'missing')
         + ': compare with configs/default.py')
   for field, value in known.items():

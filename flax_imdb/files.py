@@ -26,6 +26,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
   """
   try:
     yield
+  except BrokenPipeError:  # that a reader has seen enough is no failure
+    raise
   except Exception as e:
     if isinstance(e, OSError):
       reason = e.strerror

@@ -14,7 +14,7 @@ from rich.progress import TimeRemainingColumn
 from flax_imdb import files
 from flax_imdb.errors import UserError
 
-_MOST_BYTES = 1 << 29  # of metrics.jsonl: a million epochs of 500 bytes each
+_MOST_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 bytes each
 
 
 class Terminal:
@@ -26,8 +26,13 @@ class Terminal:
     self._live: Progress | None = None
 
   def announce(self, text: str) -> None:
-    """Prints a line; above the live one if there is one."""
-    self._console.print(text)
+    """Prints a line; above the live one if there is one.
+
+    Raises:
+      UserError: it can't be printed, for instance to a file on a full disk.
+    """
+    with files.writing('standard output'):
+      self._console.print(text)
 
   def start(self, step: int, steps_total: int) -> None:
     """Shows the live line, on a terminal only."""

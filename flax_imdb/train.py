@@ -55,6 +55,8 @@ def train(config: ConfigDict, workdir: str,
   tokenizer = _tokenizer(config, workdir, terminal)
   reviews = dataset.load(config, tokenizer, 'train', terminal.announce)
   validation = dataset.load(config, tokenizer, 'validation', terminal.announce)
+  # Now, or a mistake in its name would be told when all is trained.
+  test = dataset.load(config, tokenizer, 'test', terminal.announce)
   several = processes.count() > 1
   if several:
     processes.check_same('config', config.to_json(sort_keys=True))
@@ -179,9 +181,7 @@ def train(config: ConfigDict, workdir: str,
     assert evaluated is not None
     params = checkpoints.restore_eval_params(
         evaluated, run.template(config, model))
-    splits = {
-        'train': reviews, 'validation': validation,
-        'test': dataset.load(config, tokenizer, 'test', terminal.announce)}
+    splits = {'train': reviews, 'validation': validation, 'test': test}
     scores = {}
     for name, split in splits.items():
       scores[name] = evaluate.score(logits(params, split), split.labels)

@@ -17,7 +17,7 @@ ORDER = [
     'recurrent', 'model', 'optimizer', 'step', 'seal', 'late_errors',
     'checkpoint',
     'evaluate', 'ahead_of_time', 'keras_weights', 'run', 'report', 'export',
-    'train', 'main']
+    'train', 'texts', 'main']
 # Start-up: these come before jax, and must not bring it in.
 BEFORE_JAX = ORDER[:ORDER.index('preemption') + 1]
 PRODUCT = sorted(
