@@ -135,9 +135,9 @@ def check(config: ConfigDict) -> None:
     UserError: a field is missing or unknown, or its value is out of range.
   """
   fields, known = _flat(config), _flat(own('default'))
-  for field in sorted(set(fields) ^ set(known), key=str):
+  for field in sorted(set(fields) ^ set(known)):
     raise UserError(
-        f'config.{field!s:.60} is '
+        f'config.{field:.60} is '
         + ('not a field' if field in fields else 'missing')
         + ': compare with configs/default.py')
   for field, value in known.items():

@@ -51,6 +51,6 @@ def read(words: Sequence[str], file: str | None) -> list[str]:
   for number, review in enumerate(lines, 1):
     if len(review) > _MOST_CHARACTERS:
       raise UserError(
-          f'{source} has {len(review):,} characters in line {number}, more than '
-          f'{_MOST_CHARACTERS:,}: give one review a line')
+          f'{source} has {len(review):,} characters in line {number}, more '
+          f'than {_MOST_CHARACTERS:,}: give one review a line')
   return lines
