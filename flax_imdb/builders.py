@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import struct
 import time
 from typing import Any
@@ -44,7 +45,13 @@ def data_dir(name: str) -> pathlib.Path:
         f'TFDS_DATA_DIR is {root}, which only TensorFlow can read: copy'
         f' {PATHS[name]} to a local directory and set TFDS_DATA_DIR to that'
     )
-  return pathlib.Path(root).expanduser()
+  try:
+    return pathlib.Path(root).expanduser()
+  except RuntimeError as error:
+    raise UserError(
+        f'TFDS_DATA_DIR is {root}, and there is no such home directory: set it'
+        ' to another'
+    ) from error
 
 
 def _prepared(name: str) -> pathlib.Path | None:
@@ -117,14 +124,19 @@ def prepare(name: str, announce: Callable[[str], None]) -> None:
       builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(try_download_gcs=False)
       )
-  except OSError as error:
+  except (OSError, RuntimeError) as error:
+    # array_record names the system call: 'write() failed: File too large; ...'
+    called = re.search(r'\(\) failed: ([^;]+)', str(error))
+    if isinstance(error, RuntimeError) and not called:
+      raise
+    reason = called[1] if called else getattr(error, 'strerror', 0) or error
     if _prepared(name):  # another process was faster
       return
     variable = (
         'TFDS_DATA_DIR' if name == 'imdb_reviews' else 'XDG_CACHE_HOME'
     )
     raise UserError(
-        f'cannot prepare {name} in {root} ({error.strerror or error}): set'
+        f'cannot prepare {name} in {root} ({reason}): set'
         f' {variable} to a directory that can be written to and has room'
     ) from error
   announce(f'prepared {name} in {time.perf_counter() - start:.1f} s')

@@ -9,10 +9,7 @@ each is alone: its own barriers would wait for ever for a process that is lost.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-import json
-import logging
 import pathlib
-import sys
 import time
 from typing import Any
 from typing import Self
@@ -25,8 +22,10 @@ from orbax.checkpoint.checkpoint_managers import BestN
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from flax_imdb import files
+from flax_imdb import late_errors
 from flax_imdb import parallel
 from flax_imdb import processes
+from flax_imdb import progress as progress_lib
 from flax_imdb import seal
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
@@ -56,29 +55,29 @@ class Checkpoints:
     Raises:
       DamagedError: a score can't be read; unless `read_only`, `restore_newest`
         will tell instead.
+      UserError: the directory can't be made.
     """
-    _drop_late_errors()
+    late_errors.drop()
     read_only = read_only or processes.index() > 0
     self._read_only = read_only
     self._workdir = pathlib.Path(workdir)
     self._set_aside = self._set_broken_scores_aside(read_only)
-    if not read_only:  # what `create` of orbax does, but not if `_alone`
-      (self._workdir / 'checkpoints').mkdir(exist_ok=True)
-    # Without `best_fn` best_step() would silently be the latest step; without
-    # the policies a worsening score would evict the latest step.
-    self._manager = ocp.CheckpointManager(
-        f'{workdir}/checkpoints',
-        options=ocp.CheckpointManagerOptions(
-            best_fn=_rank, read_only=read_only, create=False,
-            cleanup_tmp_directories=not read_only,
-            multiprocessing_options=_alone(),
-            # Or threads wait 5 minutes for one that can't be made, then exit.
-            async_options=ocp.AsyncOptions(
-                create_directories_asynchronously=False),
-            preservation_policy=AnyPreservationPolicy([
-                LatestN(2),
-                BestN(get_metric_fn=_rank, n=1,
-                      keep_checkpoints_without_metrics=False)])))
+    options = ocp.CheckpointManagerOptions(
+        # Without it best_step() would silently be the latest step; without the
+        # policies a worsening score would evict the latest step.
+        best_fn=_rank, read_only=read_only, create=False,
+        cleanup_tmp_directories=not read_only,
+        multiprocessing_options=_alone(),
+        # Or threads wait 5 minutes for one that can't be made, then exit.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        preservation_policy=AnyPreservationPolicy([
+            LatestN(2), BestN(get_metric_fn=_rank, n=1,
+                              keep_checkpoints_without_metrics=False)]))
+    with self._writing():
+      if not read_only:  # what `create` of orbax does, but not if `_alone`
+        (self._workdir / 'checkpoints').mkdir(exist_ok=True)
+      self._manager = ocp.CheckpointManager(
+          f'{workdir}/checkpoints', options=options)
 
   def __enter__(self) -> Self:
     return self
@@ -155,17 +154,7 @@ class Checkpoints:
       DamagedError: the step is missing or damaged.
       UserError: it is of another shape.
     """
-    model, training = _items(template)
-    items = self._read(
-        step, model=ocp.args.StandardRestore(_numpy(model)),
-        training=ocp.args.StandardRestore(_numpy(training)),
-        progress=ocp.args.JsonRestore())
-    seal.check_shapes(f'checkpoint {step}', model | training,
-                      items.model | items.training)
-    metrics = self._manager.metrics(step) or {}
-    if (items.progress['score'] != metrics.get('score')
-        or items.progress['training'] != seal.checksum(items.training)):
-      raise self._damaged(step, 'its score or training state was changed')
+    items = self._read(step, *_items(template))
     progress = {k: v for k, v in items.progress.items() if k not in _SEAL}
     return (parallel.replicate(TrainState(**items.model, **items.training)),
             progress)
@@ -174,24 +163,30 @@ class Checkpoints:
     """Makes way for orbax, which opens no directory with such a file in it."""
     messages = []
     for file in sorted(self._workdir.glob('checkpoints/*/metrics/metrics')):
+      name = file.parents[1].name
+      if not name.isdecimal():  # of a save that was killed, or no step's at all
+        continue
+      step = int(name)
+      if name != str(step):  # orbax would take 07 for 7
+        raise UserError(f'{file.parents[1]} is none that a run makes: move it')
       try:
-        json.loads(file.read_bytes())
+        seal.check_score(file, step)
       except ValueError:
-        step = int(file.parents[1].name)
         if read_only:
           raise DamagedError(
               f'checkpoint {step} has a damaged score: delete '
               f'{file.parents[1]}, or train again, which sets it aside'
           ) from None
         messages.append(f'checkpoint {step} cannot be restored (its score is '
-                        f'no JSON); it is set aside as {self._aside(step)}')
+                        f'damaged); it is set aside as {self._aside(step)}')
     return messages
 
   def _aside(self, step: int) -> pathlib.Path:
     """Moves a step out of the way; it is soon saved again."""
     path = self._workdir / 'damaged' / f'{step}-{time.time_ns()}'
-    path.parent.mkdir(exist_ok=True)
-    (self._workdir / 'checkpoints' / str(step)).rename(path)
+    with files.writing(path):
+      path.parent.mkdir(exist_ok=True)
+      (self._workdir / 'checkpoints' / str(step)).rename(path)
     return path
 
   def restore_newest(
@@ -231,26 +226,41 @@ class Checkpoints:
   def restore_eval_params(self, step: int, template: TrainState) -> Any:
     """Reads only the parameters to evaluate with; otherwise as `restore`."""
     model, _ = _items(template)
-    items = self._read(
-        step, model=ocp.args.StandardRestore(_numpy(model)),
-        progress=ocp.args.JsonRestore())
-    seal.check_shapes(f'checkpoint {step}', model, items.model)
+    items = self._read(step, model)
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
-  def _read(self, step: int, **items: Any) -> Any:
+  def _read(self, step: int, model: dict, training: dict | None = None) -> Any:
+    """Reads items and the progress, which a stranger may have written.
+
+    Sizes are compared with those of the templates before they are allocated.
+    """
+    folder = self._manager.directory / str(step)
+    arrays = {'model': model} | ({'training': training} if training else {})
+    stored = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
     try:
-      read = self._manager.restore(step, args=ocp.args.Composite(**items))
-      if (read.progress != seal.sealed(read.progress)
-          or read.progress['model'] != seal.checksum(read.model)):
-        raise ValueError('its progress or parameters were changed')
-      return read
+      seal.check_files(folder)
+      for name, tree in arrays.items():
+        seal.check_stored(
+            f'checkpoint {step}', tree, stored.metadata(folder / name).tree)
+      items = self._manager.restore(step, args=ocp.args.Composite(
+          progress=ocp.args.JsonRestore(),
+          **{name: ocp.args.StandardRestore(_numpy(tree))
+             for name, tree in arrays.items()}))
+      progress = items.progress
+      if progress != seal.sealed(progress) or any(
+          progress[name] != seal.checksum(items[name]) for name in arrays):
+        raise ValueError('its progress or arrays were changed')
+      progress_lib.check(
+          {k: v for k, v in progress.items() if k not in _SEAL})
+      score = (self._manager.metrics(step) or {}).get('score')
+      if progress['score'] != score or (
+          training and items.training['step'] != step):
+        raise ValueError('its score or step was changed')
+      return items
+    except UserError:  # of other arrays or shapes: not damaged
+      raise
     except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
-      reason = str(e).strip().split('\n')[0][:200]
-      if 'tree structures do not match' in reason:
-        raise UserError(
-            f'checkpoint {step} holds other arrays than this version saves: '
-            'use the version that made it, or another --workdir') from e
-      raise self._damaged(step, reason) from e
+      raise self._damaged(step, str(e).strip().split('\n')[0][:200]) from e
 
   def _damaged(self, step: int, reason: str) -> DamagedError:
     return DamagedError(
@@ -264,27 +274,6 @@ def _alone() -> ocp.options.MultiprocessingOptions:
   return ocp.options.MultiprocessingOptions(
       primary_host=this, active_processes={this},
       barrier_sync_key_prefix=f'process{this}')
-
-
-def _drop_late_errors() -> None:
-  """Keeps a failed save or restore from printing dozens of tracebacks.
-
-  When one array fails, orbax raises and closes its event loop; those of the
-  other arrays still end, and each complains that it is closed, or that nobody
-  asked for its own error.
-  """
-  if getattr(sys.unraisablehook, '__name__', '') == 'drop':
-    return
-  hook = sys.unraisablehook
-  def drop(unraisable):
-    if str(unraisable.exc_value) != 'Event loop is closed':
-      hook(unraisable)
-  sys.unraisablehook = drop
-  logging.getLogger('asyncio').addFilter(_was_asked_for)
-
-
-def _was_asked_for(record: logging.LogRecord) -> bool:
-  return 'was never retrieved' not in record.getMessage()
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

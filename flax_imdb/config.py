@@ -28,10 +28,27 @@ _AT_LEAST = {
     'seed': 0, 'num_epochs': 0, 'global_batch_size': 1, 'learning_rate': 0,
     'warmup_epochs': 0, 'weight_decay': 0, 'clip_norm': 0,
     'early_stopping.patience': 0, 'early_stopping.min_delta': 0,
+    'show_examples': 0,
     'data.vocab_size': 5, 'data.max_length': 2, 'data.bucket_width': 0,
     'model.embedding_dim': 1, 'model.width': 1, 'model.layers': 1,
     'model.hidden_dim': 1,
 }
+# Far above any use, far below what fills a memory: a config.json may be a
+# stranger's. What the fields ask for together is bounded below.
+_AT_MOST = {
+    'num_epochs': 50_000, 'warmup_epochs': 50_000,  # steps are int32
+    'learning_rate': 1e38, 'weight_decay': 1e38, 'clip_norm': 1e38,  # float32
+    'global_batch_size': 1 << 20,
+    'show_examples': 1_000_000, 'data.vocab_size': 1 << 20,
+    'data.max_length': 1 << 20, 'data.bucket_width': 1 << 20,
+    'model.embedding_dim': 1 << 16, 'model.width': 1 << 13,
+    'model.layers': 100, 'model.hidden_dim': 1 << 16,
+}
+# Numbers in float32, so 1 GiB and 8 GiB; configs/default.py has 1 million
+# parameters, and 6 million states in a batch.
+MOST_PARAMETERS = 1 << 28
+_MOST_STATES = 1 << 31
+_MOST_BYTES = 1 << 16  # of config.json; ours have 1,600
 _FRACTIONS = (
     'label_smoothing', 'ema_decay', 'data.validation_fraction',
     'model.word_dropout', 'model.embedding_dropout', 'model.pooled_dropout',
@@ -49,7 +66,7 @@ def find(path: str) -> pathlib.Path:
     UserError: there is no such file; lists the configs there are.
   """
   for parent in (pathlib.Path(), *_OWN):
-    if (parent / path).is_file():
+    if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
   known = sorted({f'configs/{f.name}' for parent in _OWN
                   for f in parent.glob('configs/*.py')})
@@ -66,7 +83,7 @@ def load(path: str) -> ConfigDict:
   try:
     spec.loader.exec_module(module)
     config = module.get_config()
-  except Exception as e:  # whatever a config file can raise
+  except (Exception, SystemExit) as e:  # whatever a config file can raise
     raise UserError(f'config file {file}: {type(e).__name__}: {e}') from e
   if not isinstance(config, ConfigDict):
     raise UserError(f'config file {file}: get_config() returns no ConfigDict')
@@ -120,15 +137,15 @@ def check(config: ConfigDict) -> None:
   fields, known = _flat(config), _flat(own('default'))
   for field in sorted(set(fields) ^ set(known)):
     raise UserError(
-        f'config.{field} is '
+        f'config.{field:.60} is '
         + ('not a field' if field in fields else 'missing')
         + ': compare with configs/default.py')
   for field, value in known.items():
     given = fields[field]
     if type(given) is not type(value):
       raise UserError(
-          f'config.{field}={given!r}: give {_TYPES[type(value)]}, such as '
-          f'{value!r}')
+          f'config.{field}={repr(given):.40}: give {_TYPES[type(value)]}, such '
+          f'as {value!r}')
   for field, choices in _CHOICES.items():
     if fields[field] not in choices:
       raise UserError(
@@ -137,6 +154,10 @@ def check(config: ConfigDict) -> None:
     if not least <= fields[field] < float('inf'):
       raise UserError(
           f'config.{field}={fields[field]}: must be finite, at least {least}')
+  for field, most in _AT_MOST.items():
+    if fields[field] > most:
+      raise UserError(f'config.{field}={fields[field]!s:.40}: must be at most '
+                      f'{most:,}')
   for field in _FRACTIONS:
     if not 0 <= fields[field] < 1:
       raise UserError(
@@ -148,10 +169,41 @@ def check(config: ConfigDict) -> None:
     raise UserError(
         f'config.model.pooling={config.model.pooling}: choose last, mean, max, '
         'or some joined as in max+mean')
+  if parameter_count(config) > MOST_PARAMETERS:
+    raise UserError(
+        f'the config asks for {parameter_count(config):,} parameters, more '
+        f'than {MOST_PARAMETERS:,}: lower config.data.vocab_size, '
+        'config.model.embedding_dim, width, layers or hidden_dim')
+  states = config.global_batch_size * config.data.max_length * (
+      config.model.embedding_dim + _directions(config) * config.model.width)
+  if states > _MOST_STATES:
+    raise UserError(
+        f'a batch of this config takes {states:,} numbers, more than '
+        f'{_MOST_STATES:,}: lower config.global_batch_size, '
+        'config.data.max_length, config.model.embedding_dim or width')
   if config.data.bucket_width and not config.model.mask_padding:
     raise UserError(
         'config.model.mask_padding=False makes the answer depend on the amount '
         'of padding: give --config.data.bucket_width=0 as well')
+
+
+def parameter_count(config: ConfigDict) -> int:
+  """The number of floats in the parameters of the model, all layers counted.
+
+  In numbers alone: a model too large must be refused before jax makes it.
+  """
+  model, directions = config.model, _directions(config)
+  gates = {'lstm': 4, 'simple_rnn': 1}[model.cell]
+  states = directions * model.width
+  inputs = model.embedding_dim + (model.layers - 1) * states
+  pooled = len(model.pooling.split('+')) * states
+  return (config.data.vocab_size * model.embedding_dim
+          + gates * states * (inputs + model.layers * (model.width + 1))
+          + (pooled + 2) * model.hidden_dim + 1)
+
+
+def _directions(config: ConfigDict) -> int:
+  return 2 if config.model.bidirectional else 1
 
 
 def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
@@ -170,15 +222,28 @@ def read(path: str | os.PathLike[str]) -> ConfigDict:
   """Reads and checks what `save` wrote.
 
   Raises:
-    UserError: the file is missing, damaged, or made by another version.
+    UserError: the file is missing, damaged, too large, or made by another
+      version.
   """
+  text = files.read(path, _MOST_BYTES)
   try:
-    config = ConfigDict(json.loads(pathlib.Path(path).read_text('utf-8')))
-  except (OSError, ValueError, TypeError, AttributeError) as e:
+    config = ConfigDict(json.loads(text, object_pairs_hook=_once))
+  except (ValueError, TypeError, AttributeError, RecursionError) as e:
     raise UserError(f'{path} is not a config ({e}): was the run directory '
                     'copied whole?') from e
-  check(config)
+  try:
+    check(config)
+  except UserError as e:
+    raise UserError(f'{path}: {e}') from e
   return config
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Refuses what json would answer with the last of two values."""
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    raise ValueError('a field stands there twice')
+  return fields
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import io
 import json
 import pathlib
 import time
-import zipfile
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 
 from flax_imdb import builders
 from flax_imdb import files
+from flax_imdb import npz
 from flax_imdb import processes
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.batches import Reviews
@@ -60,7 +60,7 @@ def fit_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   path = path.with_suffix('.json')
   if path.exists():
     try:
-      return tokenizer_lib.load(path)
+      return tokenizer_lib.load(path, data.vocab_size)
     except UserError as e:
       announce(f'{e}; making it again')
   start = time.perf_counter()
@@ -115,11 +115,10 @@ def _encoded(config: ConfigDict, tokenizer: Tokenizer, tfds_split: str,
   path = path.with_suffix('.npz')
   if path.exists():
     try:
-      # Zip keeps a checksum of each array; a damaged one raises here.
-      with open(path, 'rb') as f, np.load(f, allow_pickle=False) as arrays:
-        return Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError,
-            zipfile.BadZipFile) as e:
+      # It is not packed: what claims to be larger than the file is damaged.
+      return _checked(npz.read(path, path.stat().st_size),
+                      tokenizer.get_vocab_size())
+    except npz.ERRORS as e:
       announce(f'{path} is damaged ({e}); making it again')
   start = time.perf_counter()
   texts, labels = builders.read(name, tfds_split)
@@ -135,6 +134,20 @@ def _encoded(config: ConfigDict, tokenizer: Tokenizer, tfds_split: str,
   files.write(path, content.getvalue())
   announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
            f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
+  return reviews
+
+
+def _checked(arrays: dict[str, np.ndarray], vocab_size: int) -> Reviews:
+  """Raises ValueError where jax, which clips an index, would read on."""
+  reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
+  ids, offsets, labels = reviews.ids, reviews.offsets, reviews.labels
+  if ((ids.ndim, offsets.shape, offsets.dtype, labels.ndim, labels.dtype)
+      != (1, (len(labels) + 1,), np.int64, 1, np.int8)
+      or ids.dtype.kind != 'u' or ids.max(initial=0) >= vocab_size
+      or offsets[0] != 0 or offsets[-1] != len(ids)
+      or (np.diff(offsets) < 1).any()  # a review has at least its start
+      or not np.isin(labels, (0, 1)).all()):
+    raise ValueError('its ids, offsets or labels are no reviews')
   return reviews
 
 

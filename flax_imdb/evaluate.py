@@ -1,6 +1,7 @@
 """Frozen parameters and reviews in, numbers out."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import math
 from typing import Any
@@ -17,6 +18,7 @@ from flax_imdb import processes
 from flax_imdb import tokenizer as tokenizer_lib
 
 LABELS = ('negative', 'positive')
+_PART_CHARACTERS = 1 << 22  # some 2,000 reviews
 
 Logits = Callable[[Any, batches.Reviews], np.ndarray]
 
@@ -92,6 +94,16 @@ def text(split: str, result: dict[str, float]) -> str:
   """One line about what `score` returned."""
   return (f'{split}: loss {result["loss"]:.4f}  accuracy '
           f'{result["accuracy"]:.4f}  on {result["n"]:,} reviews')
+
+
+def parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+  """Divides texts so that the encoding of each part takes 0.3 GB at most."""
+  start = size = 0
+  for stop, words in enumerate(texts, 1):
+    size += len(words) + 1000  # an empty one takes memory, too
+    if size > _PART_CHARACTERS or stop == len(texts):
+      yield texts[start:stop]
+      start, size = stop, 0
 
 
 def predict(logits: Logits, params: Any, tokenizer: Tokenizer,

@@ -1,10 +1,14 @@
-"""Files that are whole or not there, whenever the process or machine dies."""
+"""Files: read no further than they may be large, written whole or not at all.
+
+A file is not there or whole, whenever the process or the machine dies.
+"""
 
 from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
 import re
+import stat
 import time
 
 from flax_imdb.errors import UserError
@@ -22,6 +26,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
   """
   try:
     yield
+  except BrokenPipeError:  # that a reader has seen enough is no failure
+    raise
   except Exception as e:
     if isinstance(e, OSError):
       reason = e.strerror
@@ -55,6 +61,32 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
       os.replace(temporary, path)
     finally:
       temporary.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str], most: int,
+         fix: str = 'copy the run directory again, or train again') -> bytes:
+  """Reads a file that a stranger may have made.
+
+  Args:
+    path: the file; a pipe or a device, which might never end, is refused.
+    most: bytes; a larger file is refused before it is read.
+    fix: what the user can do where it can't be read.
+
+  Raises:
+    UserError: it can't be read, is no regular file or is too large.
+  """
+  try:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:
+      status = os.fstat(f.fileno())
+      if not stat.S_ISREG(status.st_mode):
+        raise UserError(f'cannot read {path} (it is no file): {fix}')
+      if status.st_size > most:
+        raise UserError(
+            f'cannot read {path} (its {status.st_size:,} bytes are more than '
+            f'the {most:,} that it may have): {fix}')
+      return f.read(most)
+  except OSError as e:
+    raise UserError(f'cannot read {path} ({e.strerror}): {fix}') from e
 
 
 def remove_leftovers(

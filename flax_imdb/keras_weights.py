@@ -7,7 +7,6 @@ differ. Nothing is ever unpickled.
 
 from collections.abc import Sequence
 import io
-import math
 import os
 import pathlib
 import re
@@ -19,6 +18,8 @@ from flax.traverse_util import unflatten_dict
 import numpy as np
 
 from flax_imdb import files
+from flax_imdb import npz
+from flax_imdb.config import MOST_PARAMETERS
 from flax_imdb.errors import UserError
 
 # In the order of Keras' model.get_weights(): our path, Keras' place in a file,
@@ -34,8 +35,9 @@ _ARRAYS = (
     ('logit/kernel', 'layers/dense_1/vars/0', 'D1'),
     ('logit/bias', 'layers/dense_1/vars/1', '1'),
 )
-# Far above any model of this kind: a stranger's file must not fill the memory.
-_MAX_FLOATS = 1 << 28
+# The parameters of the largest model there may be, in float64: a stranger's
+# file must not fill the memory.
+_MOST_BYTES = 8 * MOST_PARAMETERS
 
 
 def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -109,14 +111,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
       weights = _read_npz(path)
     elif path.suffix == '.keras':
       with zipfile.ZipFile(path) as archive:
+        _check_size(archive.getinfo('model.weights.h5').file_size)
         weights = _read_h5(io.BytesIO(archive.read('model.weights.h5')))
     elif path.name.endswith('.h5'):
       weights = _read_h5(path)
     else:
       raise UserError(f'{path} is no Keras weights: give .npz, .keras or '
                       '.weights.h5, or a run directory')
-  except (OSError, EOFError, ValueError, KeyError, RuntimeError,
-          zipfile.BadZipFile) as e:
+  except npz.ERRORS as e:
     raise UserError(f'{path} cannot be read as Keras weights ({e}): save it '
                     'again with np.savez(path, *model.get_weights())') from e
   return from_keras(weights)
@@ -130,14 +132,11 @@ def write(path: str | os.PathLike[str], params: dict[str, Any]) -> None:
 
 
 def _read_npz(path: pathlib.Path) -> list[np.ndarray]:
-  with zipfile.ZipFile(path) as archive:
-    _check_size(sum(i.file_size for i in archive.infolist()) // 4)
-  with open(path, 'rb') as f, np.load(f, allow_pickle=False) as arrays:
-    # arr_0, arr_1, ... whatever the order in the file
-    names = sorted(arrays.files, key=lambda name: [
-        int(part) if part.isdecimal() else part
-        for part in re.split(r'(\d+)', name)])
-    return [arrays[name] for name in names]
+  arrays = npz.read(path, _MOST_BYTES)
+  # arr_0, arr_1, ... whatever the order in the file
+  return [arrays[name] for name in sorted(arrays, key=lambda name: [
+      int(part) if part.isdecimal() else part
+      for part in re.split(r'(\d+)', name)])]
 
 
 def _read_h5(file: io.BytesIO | pathlib.Path) -> list[np.ndarray]:
@@ -148,23 +147,49 @@ def _read_h5(file: io.BytesIO | pathlib.Path) -> list[np.ndarray]:
                     'save them as .npz') from e
 
   with h5py.File(file, 'r') as h5:
-    layers = sorted(h5['layers'])
+    root = _inside(h5, 'layers', h5py.Group)
+    layers = sorted(root)
     cell = 'simple_rnn' if 'simple_rnn' in layers else 'lstm'
     places = [place.format(cell=cell) for _, place, _ in _ARRAYS]
     expected = sorted({place.split('/')[1] for place in places})
-    if [name for name in layers if _holds_weights(h5['layers'][name])
-       ] != expected:
+    if [name for name in layers if _holds_weights(
+        _inside(root, name, h5py.Group))] != expected:
       raise UserError(f'the Keras model has the layers {", ".join(layers)}, '
                       f'not {", ".join(expected)}')
-    _check_size(sum(math.prod(h5[place].shape) for place in places))
-    return [h5[place][()] for place in places]
+    found = [_inside(h5, place, h5py.Dataset) for place in places]
+    _check_size(sum(dataset.nbytes for dataset in found))
+    return [dataset[()] for dataset in found]
 
 
-def _holds_weights(group: Any) -> bool:
+def _holds_weights(layer: Any) -> bool:
   """True for layers with variables; Dropout and the like may stand between."""
-  return any(len(child) for child in group.values())
+  return any(len(_inside(layer, name, type(layer))) for name in layer)
 
 
-def _check_size(floats: int) -> None:
-  if floats > _MAX_FLOATS:
-    raise ValueError(f'{floats:,} numbers are more than {_MAX_FLOATS:,}')
+def _inside(group: Any, path: str, kind: Any) -> Any:
+  """Walks down to a Group or Dataset that is in this very file."""
+  import h5py
+
+  found = group
+  for name in path.split('/'):
+    if not isinstance(found, h5py.Group) or name not in found:
+      raise ValueError(f'there is no {path}')
+    if not isinstance(found.get(name, getlink=True), h5py.HardLink):
+      raise ValueError(f'{path} is a link to another place')
+    found = found[name]
+  if not isinstance(found, kind):
+    raise ValueError(f'{path} is no {kind.__name__.lower()}')
+  if kind is h5py.Dataset:
+    # Neither chunks, which may be packed and of any size, nor other files.
+    stored = found.id.get_create_plist()
+    if (stored.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
+        or stored.get_external_count()):
+      raise ValueError(f'{path} is in parts, or in another file')
+    if found.shape is None or found.dtype.kind != 'f':
+      raise ValueError(f'{path} holds no floating-point numbers')
+  return found
+
+
+def _check_size(count: int) -> None:
+  if count > _MOST_BYTES:
+    raise ValueError(f'{count:,} bytes are more than {_MOST_BYTES:,}')

@@ -14,10 +14,16 @@ from ml_collections import ConfigDict
 from flax_imdb import __version__
 from flax_imdb import config as config_lib
 from flax_imdb import environment
+from flax_imdb import files
 from flax_imdb import metrics
 from flax_imdb import preemption
 from flax_imdb import processes
+from flax_imdb import texts as texts_lib
 from flax_imdb.errors import UserError
+
+# Flags that only some modes take.
+_MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
+          'input': ('predict',), 'json': ('predict',)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,6 +70,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   if args.words and args.mode not in ('predict', 'report'):
     raise UserError(f'unexpected {args.words[0]!r}: write fields as '
                     '--config.FIELD=VALUE')
+  for flag, modes in _MODES.items():
+    if (getattr(args, flag) != parser.get_default(flag)
+        and args.mode not in modes):
+      raise UserError(f'--{flag} is for --mode={" or ".join(modes)}, not for '
+                      f'--mode={args.mode}')
   processes.check(
       args.coordinator_address, args.num_processes, args.process_id)
   if args.num_processes is not None and args.mode not in ('train', 'eval'):
@@ -84,7 +95,19 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   if '://' in args.workdir:  # as a path it would be lost with the machine
     raise UserError(f'--workdir={args.workdir}: remote directories are not '
                     'supported yet, give one that all hosts mount')
-  args.workdir = str(pathlib.Path(args.workdir).absolute())
+  try:
+    args.workdir = str(pathlib.Path(args.workdir).absolute())
+  except FileNotFoundError as e:
+    raise UserError('the working directory is no longer there: change to '
+                    'another') from e
+  # TensorStore and array_record take no other paths.
+  for word in (*argv, args.workdir, *(os.environ.get(name, '') for name in (
+      'HOME', 'XDG_CACHE_HOME', 'TFDS_DATA_DIR'))):
+    try:
+      word.encode()
+    except UnicodeEncodeError as e:
+      raise UserError(f'{word!r} is not UTF-8: rename or convert it, for '
+                      'instance with convmv or iconv') from e
   return args, config
 
 
@@ -130,43 +153,16 @@ def _predict(args: argparse.Namespace) -> None:
   from flax_imdb import parallel
   from flax_imdb import run
 
-  texts = _texts(args)
+  texts = texts_lib.read(args.words, args.input)
   restored = run.restore(args.workdir, args.step)
   logits = evaluate.make_logits(
       restored.config, restored.model, parallel.CompileClock())
-  for prediction in evaluate.predict(
-      logits, restored.params, restored.tokenizer, texts):
-    print(json.dumps(prediction, ensure_ascii=False) if args.json
-          else evaluate.prediction_text(prediction))
-
-
-def _texts(args: argparse.Namespace) -> list[str]:
-  """The reviews to predict: from the words, the file, or standard input."""
-  if args.words:
-    if args.input:
-      raise UserError('give a review after the flags or --input, not both')
-    text = ' '.join(args.words)
-    try:
-      text.encode()
-    except UnicodeEncodeError as e:
-      raise UserError('the review is not UTF-8: convert it, for instance with '
-                      'iconv -t UTF-8') from e
-    return [text]
-  source = args.input or 'standard input'
-  try:
-    raw = (pathlib.Path(args.input).read_bytes() if args.input
-           else sys.stdin.buffer.read())
-    text = raw.decode('utf-8')
-  except OSError as e:
-    raise UserError(f'cannot read {source} ({e.strerror})') from e
-  except UnicodeDecodeError as e:
-    line = raw[:e.start].count(b'\n') + 1
-    raise UserError(f'{source} is not UTF-8 in line {line}: convert it, for '
-                    'instance with iconv -t UTF-8') from e
-  if not text:
-    raise UserError(f'{source} is empty: give one review a line')
-  # Not splitlines(), which also splits where a review has a form feed.
-  return text.replace('\r\n', '\n').removesuffix('\n').split('\n')
+  for part in evaluate.parts(texts):
+    for prediction in evaluate.predict(
+        logits, restored.params, restored.tokenizer, part):
+      with files.writing('standard output'):
+        print(json.dumps(prediction, ensure_ascii=False) if args.json
+              else evaluate.prediction_text(prediction))
 
 
 def _run(args: argparse.Namespace, config: ConfigDict) -> None:
@@ -180,7 +176,11 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   # orbax warns of each reading of a run directory that is not to be changed,
   # and prints the errors that it also raises.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
-  import jax  # only now: it reads the environment when it starts
+  try:
+    import jax  # only now: it reads the environment when it starts
+  except ValueError as e:
+    raise UserError(f'jax cannot start ({e}): correct or unset what is wrong '
+                    'of the JAX_ variables in the environment') from e
 
   if args.mode in ('train', 'eval'):
     processes.initialize(
@@ -228,9 +228,13 @@ def main(argv: list[str]) -> int:
   """
   debug = False
   try:
+    if sys.stdout is None:
+      raise UserError('standard output is closed: add > /dev/null')
     args, config = _parse(argv)
     debug = config.debug
     _run(args, config)
+    with files.writing('standard output'):
+      sys.stdout.flush()
     processes.leave()
     return 0
   except (UserError, FloatingPointError) as e:
@@ -245,7 +249,7 @@ def main(argv: list[str]) -> int:
     return _fail('interrupted; started again, training goes on from the last '
                  'checkpoint', 130)
   except BrokenPipeError:  # the reader, such as head, has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _give_up_output()
     return 0
   except Exception as e:
     processes.explain(e)
@@ -255,8 +259,18 @@ def main(argv: list[str]) -> int:
 def _fail(message: str, status: int) -> int:
   """Prints one line on standard error; returns `status`."""
   processes.fail(message, status)
+  try:
+    if sys.stdout:
+      sys.stdout.flush()
+  except OSError:
+    _give_up_output()
   print('error: ' + ' '.join(message.split()), file=sys.stderr)
   return status
+
+
+def _give_up_output() -> None:
+  """Or Python, when it ends, would complain of what it can't print."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':

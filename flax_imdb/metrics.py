@@ -14,6 +14,8 @@ from rich.progress import TimeRemainingColumn
 from flax_imdb import files
 from flax_imdb.errors import UserError
 
+_MOST_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 bytes each
+
 
 class Terminal:
   """Lines for a person: a live one on a terminal, plain ones elsewhere."""
@@ -24,8 +26,13 @@ class Terminal:
     self._live: Progress | None = None
 
   def announce(self, text: str) -> None:
-    """Prints a line; above the live one if there is one."""
-    self._console.print(text)
+    """Prints a line; above the live one if there is one.
+
+    Raises:
+      UserError: it can't be printed, for instance to a file on a full disk.
+    """
+    with files.writing('standard output'):
+      self._console.print(text)
 
   def start(self, step: int, steps_total: int) -> None:
     """Shows the live line, on a terminal only."""
@@ -56,17 +63,21 @@ class Writers:
   """
 
   def __init__(self, workdir: str, step: int):
-    """Goes on after `step`: what an interrupted run wrote beyond it is cut."""
+    """Goes on after `step`: what an interrupted run wrote beyond it is cut.
+
+    Raises:
+      UserError: a line is damaged, or nothing can be written.
+    """
     self._path = pathlib.Path(workdir, 'metrics.jsonl')
     kept = []
     if self._path.exists():
-      for line in self._path.read_bytes().splitlines(keepends=True):
+      for line in files.read(self._path, _MOST_BYTES).splitlines(keepends=True):
         if not line.endswith(b'\n'):
           break  # half-written
         try:
           if json.loads(line)['step'] <= step:
             kept.append(line)
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
     files.write(self._path, b''.join(kept))
@@ -111,8 +122,10 @@ class Writers:
     self._events.flush()
 
   def close(self) -> None:
-    """Closes the events file."""
-    if self._events is not None:
+    """Closes the events file; raises as `write`."""
+    if self._events is None:
+      return
+    with files.writing(f'{self._path.parent}/events'):
       self._events.close()
 
 

@@ -57,8 +57,9 @@ def check(coordinator_address: str | None, num_processes: int | None,
     raise UserError(f'several processes also need {" and ".join(missing)}')
   assert coordinator_address and num_processes is not None
   assert process_id is not None
-  if num_processes < 1:
-    raise UserError(f'--num_processes={num_processes}: must be at least 1')
+  if not 1 <= num_processes < 1 << 16:
+    raise UserError(f'--num_processes={num_processes}: must be at least 1, and '
+                    f'under {1 << 16}')
   if not 0 <= process_id < num_processes:
     raise UserError(f'--process_id={process_id}: must be 0 to '
                     f'{num_processes - 1}, one less than --num_processes')

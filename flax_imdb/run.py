@@ -78,11 +78,16 @@ def check(workdir: str, config: ConfigDict) -> None:
 def begin(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
   """Makes a run directory; leaves one that was made as it is.
 
-  Not before the data are there: a misspelt split must not leave a directory
-  that then refuses the config in which it is corrected.
+  Not before the data and what it begins with are there: a misspelt split must
+  not leave a directory that then refuses the config in which it is corrected.
+
+  Raises:
+    UserError: as `initial_params` and `files.write`.
   """
   path = pathlib.Path(workdir)
   if not is_run(workdir):
+    if config.init_from:
+      initial_params(config, model_lib.build(config))
     tokenizer_lib.save(tokenizer, path / 'tokenizer.json')
     config_lib.save(config, path / 'config.json')
 
@@ -120,7 +125,8 @@ def restore(workdir: str, which: str | None) -> Run:
       raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
                       + ('choose one with --step' if steps else 'train first'))
     params = checkpoints.restore_eval_params(step, template(config, model))
-  tokenizer = tokenizer_lib.load(path / 'tokenizer.json')
+  tokenizer = tokenizer_lib.load(
+      path / 'tokenizer.json', config.data.vocab_size)
   return Run(config, tokenizer, model, params, step)
 
 

@@ -9,6 +9,7 @@ used, words from 4 by falling frequency.
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+import json
 import os
 
 import numpy as np
@@ -28,6 +29,9 @@ _SPECIAL = ['[PAD]', '[START]', '[UNK]', '[UNUSED]']  # their ids, in order
 
 # Part of the key of the ids cache: raise it when `encode` changes its answer.
 VERSION = 1
+# Of tokenizer.json: a million words of 20 letters. What is read takes 20 times
+# as much memory at worst.
+_MOST_BYTES = 1 << 25
 
 
 def fit(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -71,21 +75,49 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def save(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-  """Writes `tokenizer.json`; errors as `files.write`."""
-  files.write(path, tokenizer.to_str(pretty=True))
-
-
-def load(path: str | os.PathLike[str]) -> Tokenizer:
-  """Reads what `save` wrote.
+  """Writes `tokenizer.json`.
 
   Raises:
-    UserError: the file is missing or is no tokenizer.
+    UserError: `load` would refuse it, or as `files.write`.
   """
+  content = tokenizer.to_str(pretty=True).encode()
+  if len(content) > _MOST_BYTES:
+    raise UserError(f'the words take {len(content):,} bytes, more than '
+                    f'{_MOST_BYTES:,}: lower config.data.vocab_size')
+  files.write(path, content)
+
+
+def load(path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+  """Reads what `save` wrote; only the words may differ from one to another.
+
+  The file may be a stranger's: another normalizer's pattern could take for
+  ever, and the embedding would clip an id that is too large without a word.
+
+  Args:
+    path: the file.
+    vocab_size: as for `fit`.
+
+  Raises:
+    UserError: the file is missing, or is no tokenizer of `fit`.
+  """
+  content = files.read(path, _MOST_BYTES)
   try:
-    tokenizer = Tokenizer.from_file(os.fspath(path))
+    found, ours = json.loads(content), json.loads(fit([], 5).to_str())
+    vocab = ours['model']['vocab'] = found['model']['vocab']
+    if found != ours:
+      raise ValueError('it reads texts by other rules than this version')
+    words = sorted(vocab, key=vocab.__getitem__)
+    if (words[:len(_SPECIAL)] != _SPECIAL
+        or [vocab[word] for word in words] != list(range(len(words)))):
+      raise ValueError('its ids are not 0, 1, 2, ..., special ones first')
+    if len(words) > vocab_size:
+      raise ValueError(f'it has {len(words)} ids, config.data.vocab_size is '
+                       f'{vocab_size}')
+    # Not the file's text, of which another reader may make something else.
+    tokenizer = Tokenizer.from_str(json.dumps(found))
     tokenizer.encode_special_tokens = True  # the file does not keep it
     return tokenizer
-  except Exception as e:  # the library raises bare Exception
+  except Exception as e:  # whatever the file holds; the library raises it bare
     raise UserError(
         f'{os.fspath(path)} is not a tokenizer ({e}): copy it again from the '
         'run directory, or train again') from e

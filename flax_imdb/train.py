@@ -1,7 +1,6 @@
 """The training run: from a config and a run directory to a summary."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,35 +21,11 @@ from flax_imdb import run
 from flax_imdb import step as step_lib
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.checkpoint import Checkpoints
+from flax_imdb.progress import Progress
 
 # The host waits for the device this often, and then only for the steps before
 # the last ones: the queue is bounded and never runs dry.
 WAIT_EVERY = 8
-
-
-@dataclasses.dataclass
-class Progress:
-  """What a run remembers beside its state; a part of every checkpoint.
-
-  Attributes:
-    reference: the score that the next one must beat by `min_delta`; None
-      before the first. The larger, the better.
-    waited: epochs since one did.
-    stopped: early stopping has ended the run.
-    seconds: spent on training and validation, over all resumes.
-  """
-  reference: float | None = None
-  waited: int = 0
-  stopped: bool = False
-  seconds: float = 0.0
-
-  def update(self, score: float, patience: int, min_delta: float) -> None:
-    """Takes in an epoch's score; patience 0 never stops."""
-    if self.reference is None or score > self.reference + min_delta:
-      self.reference, self.waited = score, 0
-    else:
-      self.waited += 1
-    self.stopped = 0 < patience <= self.waited
 
 
 def train(config: ConfigDict, workdir: str,
@@ -80,6 +55,8 @@ def train(config: ConfigDict, workdir: str,
   tokenizer = _tokenizer(config, workdir, terminal)
   reviews = dataset.load(config, tokenizer, 'train', terminal.announce)
   validation = dataset.load(config, tokenizer, 'validation', terminal.announce)
+  # Now, or a mistake in its name would be told when all is trained.
+  test = dataset.load(config, tokenizer, 'test', terminal.announce)
   several = processes.count() > 1
   if several:
     processes.check_same('config', config.to_json(sort_keys=True))
@@ -204,9 +181,7 @@ def train(config: ConfigDict, workdir: str,
     assert evaluated is not None
     params = checkpoints.restore_eval_params(
         evaluated, run.template(config, model))
-    splits = {
-        'train': reviews, 'validation': validation,
-        'test': dataset.load(config, tokenizer, 'test', terminal.announce)}
+    splits = {'train': reviews, 'validation': validation, 'test': test}
     scores = {}
     for name, split in splits.items():
       scores[name] = evaluate.score(logits(params, split), split.labels)
@@ -252,7 +227,8 @@ def _tokenizer(config: ConfigDict, workdir: str,
   """The run's own tokenizer; fitted if the run is yet to begin."""
   for source in (workdir, config.init_from):  # ids must mean the same words
     if source and run.is_run(source):
-      return tokenizer_lib.load(pathlib.Path(source, 'tokenizer.json'))
+      return tokenizer_lib.load(
+          f'{source}/tokenizer.json', config.data.vocab_size)
   return dataset.fit_tokenizer(config, terminal.announce)
 
 

@@ -60,5 +60,5 @@ DAMAGES = {
     'without every other file': _every_other_file,
     'without all files': _all_files,
 }
-# orbax does without these; what it reads is whole.
-HARMLESS = {'without _CHECKPOINT_METADATA', 'without model/_METADATA'}
+# orbax does without this; what it reads is whole.
+HARMLESS = {'without _CHECKPOINT_METADATA'}

@@ -11,12 +11,13 @@ PACKAGE = pathlib.Path(flax_imdb.__file__).parent
 ROOT = PACKAGE.parent
 # A module may import those before it, and none after it.
 ORDER = [
-    'errors', 'files', 'environment', 'config', 'grammar', 'tfds_builders',
-    'watchdog', 'processes', 'builders', 'tokenizer', 'batches', 'dataset',
-    'metrics', 'preemption', 'parallel', 'recurrent', 'model', 'optimizer',
-    'step', 'seal', 'checkpoint',
+    'errors', 'files', 'npz', 'environment', 'config', 'grammar',
+    'tfds_builders', 'watchdog', 'processes', 'builders', 'tokenizer',
+    'batches', 'dataset', 'metrics', 'preemption', 'progress', 'parallel',
+    'recurrent', 'model', 'optimizer', 'step', 'seal', 'late_errors',
+    'checkpoint',
     'evaluate', 'ahead_of_time', 'keras_weights', 'run', 'report', 'export',
-    'train', 'main']
+    'train', 'texts', 'main']
 # Start-up: these come before jax, and must not bring it in.
 BEFORE_JAX = ORDER[:ORDER.index('preemption') + 1]
 PRODUCT = sorted(

@@ -65,7 +65,8 @@ def test_a_text_without_words_is_the_start_alone(text):
 def test_a_review_can_not_write_a_special_id(name, tmp_path):
   tokenizer = tokenizer_lib.fit(TEXTS, 100)
   tokenizer_lib.save(tokenizer, tmp_path / 'tokenizer.json')
-  for same in (tokenizer, tokenizer_lib.load(tmp_path / 'tokenizer.json')):
+  for same in (tokenizer, tokenizer_lib.load(
+      tmp_path / 'tokenizer.json', 100)):
     (ids,) = tokenizer_lib.encode(same, [f'good {name} bad'])
     word = name.strip('[]').lower()
     np.testing.assert_array_equal(
@@ -108,7 +109,7 @@ def test_save_and_load_give_the_same_ids(tmp_path):
   texts = [*TEXTS, "Don\u2019t <br />_x_ “q”", 'unheard of', '']
   tokenizer = tokenizer_lib.fit(TEXTS, 8)
   tokenizer_lib.save(tokenizer, tmp_path / 'tokenizer.json')
-  loaded = tokenizer_lib.load(str(tmp_path / 'tokenizer.json'))
+  loaded = tokenizer_lib.load(str(tmp_path / 'tokenizer.json'), 8)
   for a, b in zip(tokenizer_lib.encode(tokenizer, texts),
                   tokenizer_lib.encode(loaded, texts), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -128,7 +129,7 @@ def test_a_missing_or_damaged_file_is_one_line_for_the_user(tmp_path, content):
   if content is not None:
     path.write_text(content)
   with pytest.raises(UserError) as e:
-    tokenizer_lib.load(path)
+    tokenizer_lib.load(path, 100)
   message = str(e.value)
   assert str(path) in message and 'train again' in message
   assert '\n' not in message
