@@ -50,8 +50,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   add('--input', metavar='FILE',
       help='predict: one review a line; default: standard input')
   add('--json', action='store_true', help='predict: one JSON object a line')
-  add('--format', default='keras', choices=['keras'],
-      help='export: keras is an .npz of model.get_weights()')
+  add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
+      help='export: a program for jax alone, or model.get_weights() as .npz')
   add('--coordinator_address', metavar='HOST:PORT',
       help='train, eval in several processes: where process 0 listens; not '
       'needed on SLURM and Cloud TPU')
@@ -211,7 +211,8 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
     report.report([args.workdir, *args.words], terminal.announce)
   elif args.mode == 'export':
     from flax_imdb import export
-    terminal.announce(export.export_keras(args.workdir, args.step))
+    write = {'stablehlo': export.export_stablehlo, 'keras': export.export_keras}
+    terminal.announce(write[args.format](args.workdir, args.step))
   else:
     from flax_imdb import dataset
     tokenizer = dataset.fit_tokenizer(config, terminal.announce)
