@@ -87,7 +87,8 @@ def test_the_example_answers_as_predict_does_without_this_package(exported):
 
 
 @pytest.mark.parametrize('fields', [
-    {'model.layers': 2, 'model.bidirectional': True, 'model.pooling': 'mean'},
+    {'model.layers': 2, 'model.bidirectional': True,
+     'model.pooling': 'max+mean'},  # so wide that the rows of a call matter
     {'model.dtype': 'bfloat16', 'data.bucket_width': 64, 'data.max_length': 30},
     {'model.cell': 'simple_rnn', 'model.mask_padding': False,
      'model.pooling': 'last', 'data.bucket_width': 0, 'debug': True},
@@ -110,11 +111,32 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   (tmp_path / 'model.json').write_text(json.dumps(
       {'labels': evaluate.LABELS, 'threshold': 0, 'rows': rows}))
   logits = evaluate.make_logits(config, model, parallel.CompileClock())
+  texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
   want = evaluate.predict(
-      logits, parallel.replicate(params), tokenizer, 2 * TEXTS)
-  got = _serve(tmp_path, 2 * TEXTS, sys.executable)
+      logits, parallel.replicate(params), tokenizer, texts)
+  got = _serve(tmp_path, texts, sys.executable)
   assert [p['probability'] for p in got] == [p['probability'] for p in want]
   assert [p['label'] for p in got] == [p['label'] for p in want]
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_it_rounds_as_predict_does_on_any_number_of_devices(devices):
+  config = config_lib.load('configs/default.py')
+  model = model_lib.build(config)
+  params = model_lib.init(model, jax.random.key(1))
+  rng = np.random.default_rng(0)
+  ids = rng.integers(4, 1000, (devices, 64, 40)).astype(np.int32)
+  lengths = rng.integers(1, 40, (devices, 64)).astype(np.int32)
+  mesh = jax.sharding.Mesh(jax.devices()[:devices], (parallel.AXIS,))
+  forward = evaluate.make_forward(model, jax.devices()[:devices])
+  want = forward(
+      jax.device_put(params, jax.sharding.NamedSharding(
+          mesh, jax.sharding.PartitionSpec())),
+      {'ids': ids, 'lengths': lengths})
+  call = jax.jit(jax.export.deserialize(
+      bytearray(export.program(model, jax.device_get(params)))).call)
+  for i in range(devices):
+    np.testing.assert_array_equal(call(ids[i], lengths[i]), want[i])
 
 
 def test_the_program_is_for_all_platforms_and_shapes(exported):
