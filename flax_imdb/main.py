@@ -36,9 +36,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       '--config.model.width=32; configs/default.py explains them all.')
   add = parser.add_argument
   add('--mode', default='train',
-      choices=['train', 'eval', 'predict', 'report', 'export', 'prepare'],
+      choices=['train', 'eval', 'predict', 'report', 'export', 'compile',
+               'prepare'],
       help='train or resume; evaluate, predict with, report on or export a run '
-      'directory; or only prepare the data')
+      'directory; compile for other devices; or only prepare the data')
   add('--config', default='configs/default.py', metavar='FILE')
   add('--workdir', metavar='DIR',
       help='run directory; default: runs/ and the name of the config file')
@@ -52,6 +53,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   add('--json', action='store_true', help='predict: one JSON object a line')
   add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
       help='export: a program for jax alone, or model.get_weights() as .npz')
+  add('--topology', metavar='NAME',
+      help='compile: the devices, which need not be there, such as v5e:2x2 or '
+      'cuda:h100x8')
   add('--coordinator_address', metavar='HOST:PORT',
       help='train, eval in several processes: where process 0 listens; not '
       'needed on SLURM and Cloud TPU')
@@ -64,6 +68,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   if args.words and args.mode not in ('predict', 'report'):
     raise UserError(f'unexpected {args.words[0]!r}: write fields as '
                     '--config.FIELD=VALUE')
+  if (args.mode == 'compile') != (args.topology is not None):
+    raise UserError('--mode=compile and --topology=NAME, such as v5e:2x2, go '
+                    'together: give both or neither')
   processes.check(
       args.coordinator_address, args.num_processes, args.process_id)
   if args.num_processes is not None and args.mode not in ('train', 'eval'):
@@ -76,7 +83,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       raise UserError(f'unknown flag {word}; see --help')
     config_lib.override(config, field, value)
   config_lib.check(config)
-  if rest and args.mode not in ('train', 'prepare'):
+  if rest and args.mode not in ('train', 'prepare', 'compile'):
     raise UserError(
         f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
   if not args.workdir:
@@ -171,7 +178,9 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   """Does what the command line says."""
-  if args.mode not in ('train', 'prepare'):
+  if args.mode == 'compile':  # or jax would look for the devices
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  elif args.mode not in ('train', 'prepare'):
     saved = pathlib.Path(args.workdir, 'config.json')
     if saved.exists():
       config = config_lib.read(saved)
@@ -213,6 +222,9 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
     from flax_imdb import export
     write = {'stablehlo': export.export_stablehlo, 'keras': export.export_keras}
     terminal.announce(write[args.format](args.workdir, args.step))
+  elif args.mode == 'compile':
+    from flax_imdb import ahead_of_time
+    ahead_of_time.compile_for(config, args.topology, terminal.announce)
   else:
     from flax_imdb import dataset
     tokenizer = dataset.fit_tokenizer(config, terminal.announce)
