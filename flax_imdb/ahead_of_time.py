@@ -4,7 +4,9 @@ The compilers in libtpu and the CUDA plugin work from a description of it. They
 tell that a program fits and how it is put together, not how fast it runs.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -28,8 +30,9 @@ from flax_imdb.errors import UserError
 EXAMPLES = 'v4:2x2x1, v5e:1x1, v5e:2x2, v5p:2x2x1, v6e:4x4, cuda:h100x8'
 # GiB a device. Of a GPU's, jax takes three quarters unless told otherwise.
 MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'cuda': 0.75 * 80}
-_NAME = re.compile(
-    r'(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x\d+)?|cuda:h100(?:x(\d+))?')
+_NAME = re.compile(  # libtpu also describes pods that nobody has built
+    r'(?:(v5e|v6e)(?=:\d+x\d+$)|(v4|v5p)(?=:\d+x\d+x\d+$)):(\d+)x(\d+).*'
+    r'|cuda:h100(?:x(\d+))?', re.ASCII)
 _CACHE_FROM = 'jax_persistent_cache_min_compile_time_secs'
 # Without these libtpu asks the network for a TPU and admits one process only.
 _LIBTPU = {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1',
@@ -44,7 +47,8 @@ def describe(topology: str) -> Sequence[jax.Device]:
   """
   if not (match := _NAME.fullmatch(topology)):
     raise UserError(f'no topology {topology!r}: give one such as {EXAMPLES}')
-  chip, x, y, gpus = match.groups()
+  flat, cubic, x, y, gpus = match.groups()
+  chip = flat or cubic
   module, fix = ('libtpu', "'flax_imdb[aot]'") if chip else (
       'jax_cuda12_plugin', 'jax-cuda12-plugin jax-cuda12-pjrt')
   if not importlib.util.find_spec(module):  # loading it looks for hardware
@@ -68,12 +72,14 @@ def describe(topology: str) -> Sequence[jax.Device]:
         f'no topology {topology!r}: give one such as {EXAMPLES} ({e})') from e
 
 
-def compile_for(config: ConfigDict, topology: str, search: bool = True) -> dict:
+def compile_for(config: ConfigDict, topology: str,
+                announce: Callable[[str], None], search: bool = True) -> dict:
   """Compiles the train step and the evaluation of the widest batch.
 
   Args:
     config: checked by `config.check`.
     topology: see `describe`.
+    announce: is told each result as soon as it is there, one line or more.
     search: look for the largest batch, too; takes minutes.
 
   Returns:
@@ -88,44 +94,78 @@ def compile_for(config: ConfigDict, topology: str, search: bool = True) -> dict:
   if size % n:
     raise UserError(f'config.global_batch_size={size} is not divisible by the '
                     f'{n} devices of {topology}: use {max(1, size // n) * n}')
+  chip = topology.partition(':')[0]
+  compiler = 'jax-cuda12-plugin' if chip == 'cuda' else 'libtpu'
+  version = importlib.metadata.version(compiler)
+  announce(f'{topology}: {n} x {devices[0].device_kind} of {MEMORY[chip]:g} GiB'
+           ' each, described; nothing runs on them')
+  announce(f'compiled by jax {jax.__version__} with {compiler} {version}')
   report = dict(topology=topology, devices=n, global_batch_size=size,
                 max_length=config.data.max_length)
   for name in ('train', 'evaluate'):
-    report[name] = compile_program(config, devices, size // n, name == 'train')
-    if not report[name]:
+    program = compile_program(config, devices, size // n, name == 'train')
+    if not program:
       raise UserError(f'config.global_batch_size={size} does not fit into '
                       f'{topology}: use a smaller one')
+    report[name] = program
+    announce(f'{name}: {size // n} reviews a device, '
+             f'{config.data.max_length} tokens each, {text(program)}')
   if search:
+    announce('the largest batch, looked for by compiling the train step:')
     report['largest_batch'] = largest_batch(
-        config, devices, MEMORY[topology.partition(':')[0]])
+        config, devices, MEMORY[chip], announce)
+    announce('largest batch to train with: {:,} reviews, {:,} a device, to '
+             'about a tenth or 128 a device'.format(
+                 report['largest_batch'], report['largest_batch'] // n))
   return report
 
 
-def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
-                  memory: float) -> int:
-  """The most reviews a train step can take, to about a tenth; was compiled.
+def text(program: dict[str, Any]) -> str:
+  """A few lines about what `compile_program` returned."""
+  donated = (f'{program["donated_arrays"]} of {program["state_arrays"]} arrays '
+             'of the state are donated' if program['state_arrays'] else
+             'nothing to donate')
+  return (f'compiled in {program["compile_seconds"]:.1f} s\n'
+          '  {peak_mib:.1f} MiB a device: arguments {argument_mib:.1f}, '
+          'temporary {temp_mib:.1f}, output {output_mib:.1f}, of that '
+          '{alias_mib:.1f} in place of arguments\n'.format(**program)
+          + f'  all-reduces: {program["all_reduces"]}; {donated}')
 
-  Memory is linear but for what a TPU keeps on its chip: two sizes tell a third.
+
+def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
+                  memory: float, announce: Callable[[str], None]) -> int:
+  """The most reviews a train step can take; that step was compiled.
+
+  Memory is linear but for what a TPU keeps on its chip: two sizes tell a third,
+  which is compiled in turn, until a tenth more, or 128 a device, is too large.
 
   Args:
     config: its global_batch_size does not count.
     devices: of `describe`.
     memory: GiB a device.
+    announce: is told the memory of each size that was compiled.
 
   Returns:
     Reviews over all devices; 0 if not even one a device fits.
   """
+  limit = memory * 1024
   fits, peak, rows, refused = 0, 0.0, 1024, 1 << 30
   while rows > 1.1 * fits:
     program = compile_program(config, devices, rows, True)
-    if program and program['peak_mib'] <= memory * 1024:
-      slope = max(program['peak_mib'] - peak, 1e-9) / (rows - fits)
-      fits, peak = rows, program['peak_mib']
-      more = int((memory * 1024 - peak) / slope)
-      rows = min(rows + more, 8 * rows, refused * 9 // 10)
+    needs = program.get('peak_mib', float('inf'))
+    announce(f'  {rows:,} reviews a device: '
+             + (f'{needs:,.0f} MiB' if program else 'refused')
+             + (', too large' if needs > limit else ''))
+    if needs <= limit:
+      slope = max(needs - peak, 1e-9) / (rows - fits)
+      fits, peak = rows, needs
+      rows = min(rows + int((limit - peak) / slope), 8 * rows,
+                 refused * 9 // 10)
     else:
       refused = rows
-      rows = rows * 9 // 10 if fits else rows // 8
+      guess = int(rows * limit / needs)  # 0 if the compiler gave no figure
+      between = guess if guess > 1.1 * fits else (fits + rows) // 2
+      rows = min(between, rows * 9 // 10) if fits else rows // 8
     rows -= rows % 128 if rows > 128 else 0  # a TPU computes on whole 128s
   return fits * len(devices)
 

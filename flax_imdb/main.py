@@ -23,7 +23,7 @@ from flax_imdb.errors import UserError
 
 # Flags that only some modes take.
 _MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
-          'input': ('predict',), 'json': ('predict',)}
+          'input': ('predict',), 'json': ('predict',), 'format': ('export',)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,9 +42,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       '--config.model.width=32; configs/default.py explains them all.')
   add = parser.add_argument
   add('--mode', default='train',
-      choices=['train', 'eval', 'predict', 'report', 'export', 'prepare'],
+      choices=['train', 'eval', 'predict', 'report', 'export', 'compile',
+               'prepare'],
       help='train or resume; evaluate, predict with, report on or export a run '
-      'directory; or only prepare the data')
+      'directory; compile for other devices; or only prepare the data')
   add('--config', default='configs/default.py', metavar='FILE')
   add('--workdir', metavar='DIR',
       help='run directory; default: runs/ and the name of the config file')
@@ -56,8 +57,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   add('--input', metavar='FILE',
       help='predict: one review a line; default: standard input')
   add('--json', action='store_true', help='predict: one JSON object a line')
-  add('--format', default='keras', choices=['keras'],
-      help='export: keras is an .npz of model.get_weights()')
+  add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
+      help='export: a program for jax alone, or model.get_weights() as .npz')
+  add('--topology', metavar='NAME',
+      help='compile: the devices, which need not be there, such as v5e:2x2 or '
+      'cuda:h100x8')
   add('--coordinator_address', metavar='HOST:PORT',
       help='train, eval in several processes: where process 0 listens; not '
       'needed on SLURM and Cloud TPU')
@@ -75,6 +79,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
         and args.mode not in modes):
       raise UserError(f'--{flag} is for --mode={" or ".join(modes)}, not for '
                       f'--mode={args.mode}')
+  if (args.mode == 'compile') != (args.topology is not None):
+    raise UserError('--mode=compile and --topology=NAME, such as v5e:2x2, go '
+                    'together: give both or neither')
   processes.check(
       args.coordinator_address, args.num_processes, args.process_id)
   if args.num_processes is not None and args.mode not in ('train', 'eval'):
@@ -87,7 +94,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       raise UserError(f'unknown flag {word}; see --help')
     config_lib.override(config, field, value)
   config_lib.check(config)
-  if rest and args.mode not in ('train', 'prepare'):
+  if rest and args.mode not in ('train', 'prepare', 'compile'):
     raise UserError(
         f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
   if not args.workdir:
@@ -167,7 +174,9 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   """Does what the command line says."""
-  if args.mode not in ('train', 'prepare'):
+  if args.mode == 'compile':  # or jax would look for the devices
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  elif args.mode not in ('train', 'prepare'):
     saved = pathlib.Path(args.workdir, 'config.json')
     if saved.exists():
       config = config_lib.read(saved)
@@ -211,7 +220,11 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
     report.report([args.workdir, *args.words], terminal.announce)
   elif args.mode == 'export':
     from flax_imdb import export
-    terminal.announce(export.export_keras(args.workdir, args.step))
+    write = {'stablehlo': export.export_stablehlo, 'keras': export.export_keras}
+    terminal.announce(write[args.format](args.workdir, args.step))
+  elif args.mode == 'compile':
+    from flax_imdb import ahead_of_time
+    ahead_of_time.compile_for(config, args.topology, terminal.announce)
   else:
     from flax_imdb import dataset
     tokenizer = dataset.fit_tokenizer(config, terminal.announce)

@@ -98,7 +98,9 @@ class SentimentClassifier(nn.Module):
           pooled.append(last_BH)
         elif kind == 'mean':
           total = jnp.sum(h_TBH, axis=0, where=inside_TB1)
-          pooled.append(total / lengths_B[:, None])
+          # XLA makes a division into this product, or does not, by what is
+          # around it: an export would round otherwise than predict.
+          pooled.append(total * (1 / lengths_B)[:, None])
         else:
           pooled.append(jnp.max(h_TBH, axis=0, where=inside_TB1, initial=-1))
     return jnp.concatenate(pooled, axis=-1)

@@ -24,7 +24,7 @@ PRODUCT = sorted(
     file for folder in (PACKAGE, ROOT / 'configs') for file in
     folder.rglob('*.py') if '__pycache__' not in file.parts)
 EVERYTHING = sorted({*PRODUCT, *(
-    file for folder in ('tests', 'benchmarks', 'launch')
+    file for folder in ('tests', 'benchmarks', 'launch', 'examples')
     for file in (ROOT / folder).rglob('*.py'))})
 
 

@@ -200,7 +200,8 @@ def test_a_run_begins_with_keras_weights_and_exports_them(tmp_path):
   argv = [*NOTEBOOK, f'--config.init_from={tmp_path}/w.npz',
           f'--workdir={tmp_path}/run']
   finished(run_main(*argv, '--config.num_epochs=0'))
-  finished(run_main('--mode=export', f'--workdir={tmp_path}/run'))
+  finished(run_main(
+      '--mode=export', '--format=keras', f'--workdir={tmp_path}/run'))
   exported = np.load(tmp_path / 'run' / 'keras.npz')
   for i, weight in enumerate(_weights()):
     np.testing.assert_array_equal(exported[f'arr_{i}'], weight)
@@ -232,6 +233,7 @@ def test_weights_of_other_sizes_are_refused_by_name(tmp_path):
 
 def test_only_the_last_state_is_pooled_in_keras(trained, tmp_path):
   shutil.copytree(trained[0], tmp_path / 'run')
-  process = run_main('--mode=export', f'--workdir={tmp_path}/run')
+  process = run_main(
+      '--mode=export', '--format=keras', f'--workdir={tmp_path}/run')
   assert process.returncode == 2
   assert 'needs config.model.pooling=last' in process.stderr

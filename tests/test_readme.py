@@ -69,7 +69,8 @@ def printed():
 
 
 @pytest.mark.parametrize(
-    'command', [c for c in COMMANDS if 'flax_imdb.main' in c])
+    'command', [c for c in COMMANDS
+                if 'flax_imdb.main' in c or 'examples/' in c])
 def test_command(command, home, printed):
   command = _program(command)
   if _needs_imdb(command) and not HAS_IMDB:
@@ -77,8 +78,10 @@ def test_command(command, home, printed):
   python = shlex.quote(sys.executable)
   environ = os.environ | {'PYTHONPATH': str(ROOT)}
   process = subprocess.run(
-      command.replace('python -m', f'{python} -W error -m'), shell=True,
-      cwd=home, env=environ, capture_output=True, check=False, timeout=600)
+      command.replace('python -m', f'{python} -W error -m').replace(
+          'python examples/', f'{python} {shlex.quote(str(ROOT))}/examples/'),
+      shell=True, cwd=home, env=environ, capture_output=True, check=False,
+      timeout=600)
   assert process.returncode == 0, process.stderr.decode()
   printed[command] = process.stdout.decode()
   assert printed[command]
@@ -101,8 +104,8 @@ def test_quickstart_reads_what_word_counts_cannot(home):
 
 
 def test_every_file_of_the_map_exists():
-  named = re.findall(r'^(?:flax_imdb|configs|tests|launch|benchmarks)/\S+',
-                     README, flags=re.MULTILINE)
+  folders = 'flax_imdb|configs|tests|launch|benchmarks|examples'
+  named = re.findall(rf'^(?:{folders})/\S+', README, flags=re.MULTILINE)
   assert len(named) > 20
   for name in named:
     assert (ROOT / name).exists(), name
