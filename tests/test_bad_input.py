@@ -329,7 +329,8 @@ RUNS = {
     'step ²': (lambda run: None, [*EVAL, '--step=²'], 'has no ² step'),
     'no step': (lambda run: None, [*EVAL, '--step='], 'choose one with --step'),
     'pooling for Keras': (
-        lambda run: None, ['--mode=export'], 'needs config.model.pooling=last'),
+        lambda run: None, ['--mode=export', '--format=keras'],
+        'needs config.model.pooling=last'),
     'a report beside nothing': (
         lambda run: None, ['--mode=report', '{tmp}/no'], 'no run directory'),
 }
@@ -408,7 +409,7 @@ ENVIRONMENT = {
     'devices in words': (
         {'JAX_NUM_CPU_DEVICES': 'two'}, PREPARE, 'not a positive whole number'),
     'no threads': ({'NPROC': '-1'}, PREPARE, 'not a positive whole number'),
-    'few threads': ({'NPROC': '2'}, PREPARE, 'NPROC=2 threads are too few'),
+    'few threads': ({'NPROC': '1'}, PREPARE, 'NPROC=1 threads are too few'),
 }
 
 
@@ -464,6 +465,7 @@ def test_a_disk_that_fails_where_checkpoints_are_opened_or_set_aside(
 
 def test_a_disk_that_fails_where_events_are_closed(tmp_path, monkeypatch):
   writers = metrics.Writers(str(tmp_path), 0)
+  writers.write({'step': 1, 'loss': 1.0}, {})
   def full():
     raise OSError(errno.ENOSPC, 'No space left on device')
   writers._events.close()
