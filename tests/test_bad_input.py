@@ -126,7 +126,8 @@ FLAGS = {
     'mode without a value': (['--mode'], 'expected one argument; see --help'),
     'unknown split': (
         ['--mode=eval', '--split=val'], "'train', 'validation', 'test'"),
-    'unknown format': (['--mode=export', '--format=onnx'], "from 'stablehlo', 'keras'"),
+    'unknown format': (
+        ['--mode=export', '--format=onnx'], "from 'stablehlo', 'keras'"),
     'unknown flag': (['--workdri=x'], 'unknown flag --workdri=x'),
     'short flag': (['-q'], 'unknown flag -q'),
     'words to train': (['hello'], "unexpected 'hello'"),
