@@ -221,7 +221,10 @@ CACHE = {
     'another label': reviews(labels=np.array([0, 2], np.int8)),
     'wide labels': reviews(labels=np.array([0, 1])),
     'no labels': zipped(ids=npy((0,), descr='<u2'), offsets=npy((0,))),
-    'a packed file': zipped(a=npy((1000,), bytes(4000))),
+    'a packed file': zipped(**{
+        'ids.npy': npy((4000,), b'\1\0' * 4000, '<u2'),
+        'offsets.npy': npy((2,), np.array([0, 4000]).tobytes(), '<i8'),
+        'labels.npy': npy((1,), b'\0', '|i1')}),
 }
 
 
@@ -294,6 +297,9 @@ H5 = {
     'references': lambda h5, folder: h5.create_dataset(
         FIRST, (40, 4), h5py.ref_dtype),
     'nothing': _put(h5py.Empty('f4')),
+    'a variable for all': lambda h5, folder: (
+        h5['layers/embedding'].__delitem__('vars'),
+        h5['layers/embedding'].create_dataset('vars', data=[1.0])),
     'a group for an array': lambda h5, folder: h5.create_group(FIRST),
     'an array for a group': lambda h5, folder: h5.create_dataset(
         'layers/lstm_1', data=[1.0]),
@@ -360,6 +366,8 @@ CONFIGS = {
     'NaN': (_with(learning_rate='NaN'), 'learning_rate=nan'),
     'infinity': (_with(clip_norm='Infinity'), 'clip_norm=inf'),
     'a text for a number': (_with(width='"32"'), "width='32': give a whole"),
+    'a long text for a number': (
+        _with(width='"' + '3' * 9000 + '"'), "width='333333"),
     'a number for a text': (_with(optimizer='3'), 'give a text'),
     'a list': (_with(optimizer=str([1] * 9).replace(',', ' ')), 'not a config'),
     'true for 1': (_with(seed='true'), 'seed=True: give a whole number'),
