@@ -134,6 +134,21 @@ def test_the_largest_batch_fits_and_one_much_larger_does_not(
   assert len(compiled) < 14
 
 
+def test_what_no_longer_fits_on_the_chip_is_found_from_above(
+    config, monkeypatch):
+  """1,100 reviews need nothing, 1,101 need 9 MiB each: the trend misleads."""
+  tried = []
+  def compile_program(config, devices, rows, training):
+    tried.append(rows)
+    mib = 10 + (9 * rows if rows > 1100 else 0)
+    return {'peak_mib': mib}
+
+  monkeypatch.setattr(ahead_of_time, 'compile_program', compile_program)
+  largest = ahead_of_time.largest_batch(config, [None], 16, print)
+  assert 1536 <= largest <= 1819  # of 1,819 that fit
+  assert len(tried) <= 5, tried
+
+
 @needs_libtpu
 def test_nothing_is_left_in_the_cache_of_compiled_programs(config):
   # Warnings are errors here: a second time jax would fail to read it.
