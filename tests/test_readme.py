@@ -1,5 +1,6 @@
 """The commands that README shows, run in the order in which it shows them."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -75,6 +76,8 @@ def test_command(command, home, printed):
   command = _program(command)
   if _needs_imdb(command) and not HAS_IMDB:
     pytest.skip('needs TFDS_DATA_DIR with imdb_reviews')
+  if '--mode=compile' in command and not importlib.util.find_spec('libtpu'):
+    pytest.skip('libtpu is not installed (pip install .[aot])')
   python = shlex.quote(sys.executable)
   environ = os.environ | {'PYTHONPATH': str(ROOT)}
   process = subprocess.run(
