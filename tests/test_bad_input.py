@@ -546,7 +546,8 @@ def test_standard_output_that_is_full(mode, trained, capfd):
              f'--mode={mode}', f'--workdir={trained[0]}']
   process = subprocess.run(
       program + ['good'] * (mode == 'predict'), cwd=ROOT, stdout=descriptor,
-      stderr=subprocess.PIPE, check=False, timeout=300)
+      env=os.environ | {'PYTHONUNBUFFERED': ''}, stderr=subprocess.PIPE,
+      check=False, timeout=300)
   os.close(descriptor)
   assert process.returncode == 2
   assert re.fullmatch(rb'error: cannot write standard output \(No space left '
