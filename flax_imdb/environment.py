@@ -45,9 +45,9 @@ def configure(global_batch_size: int) -> None:
   for name in ('JAX_NUM_CPU_DEVICES', 'NPROC'):
     if not env.get(name):  # jax refuses an empty one
       env.pop(name, None)
+  cores = len(os.sched_getaffinity(0)) if hasattr(
+      os, 'sched_getaffinity') else os.cpu_count() or 1
   if 'xla_force_host_platform_device_count' not in env.get('XLA_FLAGS', ''):
-    cores = len(os.sched_getaffinity(0)) if hasattr(
-        os, 'sched_getaffinity') else os.cpu_count() or 1
     env.setdefault(
         'JAX_NUM_CPU_DEVICES', str(cpu_devices(global_batch_size, cores)))
   # One thread a device: of a larger pool, such as XLA's own of a thread a core,
@@ -60,9 +60,13 @@ def configure(global_batch_size: int) -> None:
     devices = _count('JAX_NUM_CPU_DEVICES', env['JAX_NUM_CPU_DEVICES'])
   else:
     devices = _count(forced[0], forced[1]) if forced else 1
-  threads = _count('NPROC', env.setdefault('NPROC', str(devices)))
-  if threads < devices and env.get('JAX_PLATFORMS') in (
-      None, '', 'cpu'):
+  platforms = env.get('JAX_PLATFORMS') or ''
+  accelerator = any(map(importlib.util.find_spec, _ACCELERATORS))
+  pool = devices
+  if accelerator and platforms != 'cpu':  # whose compilers may take all cores
+    pool = max(devices, cores)
+  threads = _count('NPROC', env.setdefault('NPROC', str(pool)))
+  if threads < devices and platforms in ('', 'cpu'):
     raise UserError(
         f'NPROC={threads} threads are too few for {devices} CPU devices, which '
         'would wait for each other for ever: unset NPROC, set it to at least '
@@ -71,7 +75,7 @@ def configure(global_batch_size: int) -> None:
   # the flag means nothing. LLVM's later passes take a third of the compilation
   # and save nothing here; what they do for a GPU is not known, so they stay.
   flags = ['--xla_cpu_prefer_vector_width=512']
-  if not any(map(importlib.util.find_spec, _ACCELERATORS)):
+  if not accelerator:
     flags.append('--xla_backend_optimization_level=1')
   given = env.get('XLA_FLAGS', '')
   env['XLA_FLAGS'] = ' '.join(

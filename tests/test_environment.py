@@ -19,6 +19,7 @@ def env(monkeypatch):
   """An environment of its own, without what `configure` sets."""
   copy = {k: v for k, v in os.environ.items()
           if not k.startswith(('JAX_', 'XLA_', 'NPROC', 'TF_CPP'))}
+  copy['JAX_PLATFORMS'] = 'cpu'  # whatever is installed here
   monkeypatch.setattr(os, 'environ', copy)
   return copy
 
@@ -127,10 +128,11 @@ def test_a_malformed_number_is_refused(env, name, value):
     environment.configure(128)
 
 
-@pytest.mark.parametrize(('devices', 'pool'), [
-    ('2', '1'), ('8', '1'), ('8', '7')])
-def test_a_pool_that_would_deadlock_is_refused(env, devices, pool):
+@pytest.mark.parametrize(('devices', 'pool', 'platforms'), [
+    ('2', '1', 'cpu'), ('8', '1', ''), ('8', '7', 'cpu')])
+def test_a_pool_that_would_deadlock_is_refused(env, devices, pool, platforms):
   env.update(JAX_NUM_CPU_DEVICES=devices, NPROC=pool)
+  env['JAX_PLATFORMS'] = platforms
   with pytest.raises(UserError, match=(
       f'NPROC={pool} threads are too few for {devices} CPU devices, .*unset '
       f'NPROC, set it to at least {devices}, or set JAX_NUM_CPU_DEVICES='
@@ -139,6 +141,19 @@ def test_a_pool_that_would_deadlock_is_refused(env, devices, pool):
   env['NPROC'] = devices
   environment.configure(128)
   assert env['NPROC'] == devices
+
+
+@pytest.mark.parametrize(('there', 'platforms', 'pool'), [
+    ('', '', '8'), ('', 'cpu', '8'), ('libtpu', 'cpu', '8'),
+    ('libtpu', '', '32'), ('jax_cuda12_plugin', 'cuda', '32')])
+def test_an_accelerator_s_compilers_may_take_all_cores(
+    env, monkeypatch, there, platforms, pool):
+  _cores(monkeypatch, 32)
+  monkeypatch.setattr(
+      importlib.util, 'find_spec', lambda name: name == there or None)
+  env['JAX_PLATFORMS'] = platforms
+  environment.configure(128)
+  assert (env['JAX_NUM_CPU_DEVICES'], env['NPROC']) == ('8', pool)
 
 
 @pytest.mark.parametrize('change', [
