@@ -676,6 +676,17 @@ def test_a_hostile_checkpoint_is_refused_and_training_sets_it_aside(
   assert 'resuming from step 7 of 14' in output
 
 
+def test_a_checkpoint_under_another_step_s_name_is_set_aside(copied, capsys):
+  workdir, step = copied
+  later = shutil.copytree(step, step.with_name('21'))
+  score = later / 'metrics' / 'metrics'
+  score.write_text(json.dumps(json.loads(score.read_text()) | {'step': 21}))
+  assert main.main([*TINY, f'--workdir={workdir}']) == 0
+  output = capsys.readouterr().out
+  assert f'set aside as {workdir}/damaged/21-' in output
+  assert 'already at step 14 of 14' in output
+
+
 @pytest.mark.parametrize('name', [
     'x', '-7', '²', '99999999999999999999999', '07', '14.orbax-checkpoint-tmp'])
 def test_directories_beside_the_steps_do_no_harm(name, copied, capsys):
