@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 
 from flax_imdb import files
+from flax_imdb import remote
 from flax_imdb.errors import UserError
 
 _MOST_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 bytes each
@@ -68,7 +68,7 @@ class Writers:
     Raises:
       UserError: a line is damaged, or nothing can be written.
     """
-    self._path = pathlib.Path(workdir, 'metrics.jsonl')
+    self._path = files.path(workdir) / 'metrics.jsonl'
     kept = []
     if self._path.exists():
       for line in files.read(self._path, _MOST_BYTES).splitlines(keepends=True):
@@ -80,7 +80,8 @@ class Writers:
         except (ValueError, KeyError, TypeError, RecursionError) as e:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
-    files.write(self._path, b''.join(kept))
+    self._content = b''.join(kept)
+    files.write(self._path, self._content)
     self._start = step
     self._events: Any = None
 
@@ -95,11 +96,16 @@ class Writers:
       UserError: it can't be written; a half-written line is cut when the run
         resumes.
     """
+    text = json.dumps(line) + '\n'
     with files.writing(self._path):
-      with open(self._path, 'a', encoding='utf-8') as f:
-        f.write(json.dumps(line) + '\n')
-        f.flush()
-        os.fsync(f.fileno())
+      if remote.is_remote(self._path):  # nothing is added to an object
+        self._content += text.encode()
+        files.write(self._path, self._content)
+      else:
+        with open(self._path, 'a', encoding='utf-8') as f:
+          f.write(text)
+          f.flush()
+          os.fsync(f.fileno())
       values = [{'tag': tag, 'simple_value': value}
                 for tag, value in _flat(line | rates).items() if tag != 'step']
       self._write_event(line['step'], summary={'value': values})
