@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -84,6 +86,9 @@ class Writers:
     files.write(self._path, self._content)
     self._start = step
     self._events: Any = None
+    # Where the events of a remote directory are made, to be copied whole.
+    self._local = (tempfile.TemporaryDirectory(prefix='flax_imdb_events_')
+                   if remote.is_remote(self._path) else None)
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one line, on disk when this returns.
@@ -109,6 +114,9 @@ class Writers:
       values = [{'tag': tag, 'simple_value': value}
                 for tag, value in _flat(line | rates).items() if tag != 'step']
       self._write_event(line['step'], summary={'value': values})
+      if self._local:
+        file, = pathlib.Path(self._local.name).iterdir()
+        files.write(self._path.with_name(file.name), file.read_bytes())
 
   def _write_event(self, step: int, **what: Any) -> None:
     # Only now: it imports PyTorch where there is one, a second that the first
@@ -118,8 +126,8 @@ class Writers:
     from tensorboardX.proto import event_pb2
 
     if self._events is None:
-      self._events = EventsWriter(
-          str(self._path.with_name('events')), f'.{self._start}')
+      folder = self._local.name if self._local else self._path.parent
+      self._events = EventsWriter(f'{folder}/events', f'.{self._start}')
       log = event_pb2.SessionLog
       self._write_event(  # events past it are purged
           self._start + 1, session_log=log(status=log.START))
@@ -129,10 +137,11 @@ class Writers:
 
   def close(self) -> None:
     """Closes the events file; raises as `write`."""
-    if self._events is None:
-      return
-    with files.writing(f'{self._path.parent}/events'):
-      self._events.close()
+    if self._events is not None:
+      with files.writing(f'{self._path.parent}/events'):
+        self._events.close()
+    if self._local:
+      self._local.cleanup()
 
 
 class Rate:

@@ -80,8 +80,8 @@ def _reach(bucket: str) -> None:
   import google.auth.exceptions as auth
   from google.cloud import storage
 
-  # It prints the errors that it also raises.
-  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+  for client in _CLIENTS:  # they print the errors that they also raise
+    logging.getLogger(client).setLevel(logging.CRITICAL)
   # TensorStore and other processes write what a kept listing would not show.
   fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
   try:
@@ -113,10 +113,10 @@ def failure(error: Exception) -> str | None:
   module = type(error).__module__.partition('.')[0]
   text = ' '.join(str(error).split())
   if found := _TENSORSTORE.match(text):
-    return found[0].strip()[:200]
+    return found[0].strip()[:400]
   if module in _CLIENTS or (
       isinstance(error, OSError) and text.startswith('Forbidden: ')):
-    return (text or type(error).__name__)[:200]
+    return (text or type(error).__name__)[:400]
   return None
 
 
@@ -137,7 +137,11 @@ def sizes(folder: Any) -> Iterator[tuple[pathlib.PurePosixPath, int]]:
 
 
 def move(source: Any, target: Any) -> None:
-  """Moves a remote directory: copies all of it, then removes it."""
+  """Copies all of a remote directory, then removes it; errors as `failure`."""
   import fsspec
 
-  fsspec.filesystem('gcs').mv(str(source), str(target), recursive=True)
+  store = fsspec.filesystem('gcs')
+  found = store.find(str(source))
+  above = len(str(source).removeprefix('gs://'))
+  store.copy(found, [f'{target}{file[above:]}' for file in found])
+  store.rm(found)
