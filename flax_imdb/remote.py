@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import re
+import sys
 from typing import Any
 
 from flax_imdb.errors import UserError
@@ -21,7 +22,8 @@ from flax_imdb.errors import UserError
 _NAME = re.compile(r'gs://([a-z0-9][a-z0-9._-]+[a-z0-9])((?:/[^/#?*\[\]]+)+)')
 _SECONDS = 10  # that a request of `_reach` may take, and its repetitions
 # Whose errors mean that the store was not reached, or refused.
-_CLIENTS = {'gcsfs', 'google', 'aiohttp', 'requests'}
+_CLIENTS = ('gcsfs', 'google.api_core', 'google.auth', 'google.cloud',
+            'aiohttp', 'requests')
 _TENSORSTORE = re.compile(
     '(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED'
     '|RESOURCE_EXHAUSTED)[^[]*')
@@ -76,6 +78,7 @@ def _reach(bucket: str) -> None:
   if not importlib.util.find_spec('gcsfs'):
     raise UserError('gs:// needs gcsfs: pip install gcsfs, which .[tpu] brings')
   import fsspec
+  import gcsfs  # noqa: F401
   import google.api_core.exceptions as api
   import google.auth.exceptions as auth
   from google.cloud import storage
@@ -110,11 +113,15 @@ def failure(error: Exception) -> str | None:
   None for errors that say something of a file, such as that it is missing, and
   for all that has nothing to do with a store.
   """
-  module = type(error).__module__.partition('.')[0]
+  if 'gcsfs' not in sys.modules:  # nothing here is remote
+    return None
+  module = type(error).__module__
   text = ' '.join(str(error).split())
+  if 'os_error_code=' in text:  # TensorStore's, of a local disk
+    return None
   if found := _TENSORSTORE.match(text):
     return found[0].strip()[:400]
-  if module in _CLIENTS or (
+  if module.startswith(_CLIENTS) or (
       isinstance(error, OSError) and text.startswith('Forbidden: ')):
     return (text or type(error).__name__)[:400]
   return None
