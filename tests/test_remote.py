@@ -178,6 +178,18 @@ def test_a_broken_remote_score_is_set_aside(store, copy, trained):
 
 
 @emulated
+def test_what_is_larger_than_it_may_be_is_not_read(store, copy):
+  argv = [*TINY, copy('large')]
+  store.write('large/checkpoints/14/progress/more', bytes(5 << 20))
+  output = finished(run_main(*argv, **store.env))
+  assert 'its descriptions take 5,' in output
+  assert 'resuming from step 7 of 14' in output
+  store.write('large/config.json', bytes(5 << 20))
+  line = _one_line(run_main(*argv, **store.env), 2)
+  assert '(its 5,242,880 bytes are more than the ' in line
+
+
+@emulated
 @pytest.mark.parametrize('what', ['model/manifest.ocdbt', 'progress/metadata'])
 def test_a_checkpoint_that_is_not_to_be_read_is_not_taken_for_damaged(
     what, store, copy):
