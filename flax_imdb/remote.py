@@ -76,7 +76,7 @@ def path(where: str) -> Any:
 def _reach(bucket: str) -> None:
   """Raises a UserError if a bucket can't be reached, once for each."""
   if not importlib.util.find_spec('gcsfs'):
-    raise UserError('gs:// needs gcsfs: pip install gcsfs, which .[tpu] brings')
+    raise UserError('gs:// needs gcsfs: pip install gcsfs, or .[gcs] or .[tpu]')
   import fsspec
   import gcsfs  # noqa: F401
   import google.api_core.exceptions as api
@@ -101,7 +101,7 @@ def _reach(bucket: str) -> None:
   except api.ClientError as e:
     raise UserError(
         f'cannot open gs://{bucket} ({failure(e)}): give the account the roles '
-        'Storage Object User and Storage Bucket Viewer there') from e
+        'storage.objectUser and storage.legacyBucketReader there') from e
   except Exception as e:
     raise_failure(e, f'cannot reach gs://{bucket}')
     raise
