@@ -316,7 +316,8 @@ def test_a_remote_run_imports_no_tensorflow_where_it_is_installed(store):
 @emulated
 def test_the_plain_protocol_is_spoken_and_no_listing_is_kept(store):
   program = ('from flax_imdb import files; p = files.path("gs://bucket/run"); '
-             'fs = p._backend.fs(p); print(type(fs), fs.use_listings_cache)')
+             'store = p._backend.fs(p); '
+             'print(type(store), store.dircache.use_listings_cache)')
   process = subprocess.run(
       [sys.executable, '-c', program], cwd=ROOT, env=os.environ | store.env,
       capture_output=True, text=True, check=True, timeout=300)
