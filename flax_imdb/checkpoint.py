@@ -26,6 +26,7 @@ from flax_imdb import late_errors
 from flax_imdb import parallel
 from flax_imdb import processes
 from flax_imdb import progress as progress_lib
+from flax_imdb import remote
 from flax_imdb import seal
 from flax_imdb.errors import UserError
 from flax_imdb.step import TrainState
@@ -60,7 +61,7 @@ class Checkpoints:
     late_errors.drop()
     read_only = read_only or processes.index() > 0
     self._read_only = read_only
-    self._workdir = pathlib.Path(workdir)
+    self._workdir = files.path(workdir)
     self._set_aside = self._set_broken_scores_aside(read_only)
     options = ocp.CheckpointManagerOptions(
         # Without it best_step() would silently be the latest step; without the
@@ -185,8 +186,12 @@ class Checkpoints:
     """Moves a step out of the way; it is soon saved again."""
     path = self._workdir / 'damaged' / f'{step}-{time.time_ns()}'
     with files.writing(path):
-      path.parent.mkdir(exist_ok=True)
-      (self._workdir / 'checkpoints' / str(step)).rename(path)
+      found = self._workdir / 'checkpoints' / str(step)
+      if remote.is_remote(path):
+        remote.move(found, path)
+      else:
+        path.parent.mkdir(exist_ok=True)
+        found.rename(path)
     return path
 
   def restore_newest(
@@ -260,6 +265,7 @@ class Checkpoints:
     except UserError:  # of other arrays or shapes: not damaged
       raise
     except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
+      remote.raise_failure(e, f'cannot read checkpoint {step}')
       raise self._damaged(step, str(e).strip().split('\n')[0][:200]) from e
 
   def _damaged(self, step: int, reason: str) -> DamagedError:

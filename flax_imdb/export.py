@@ -1,7 +1,6 @@
 """A run directory to what other programs read."""
 
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -41,7 +40,7 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
     UserError: the run can't be opened, or the directory can't be written.
   """
   restored = run.restore(workdir, which)
-  config, folder = restored.config, pathlib.Path(workdir, 'export')
+  config, folder = restored.config, files.path(workdir) / 'export'
   about = {'labels': evaluate.LABELS, 'threshold': 0.0,
            'rows': config.global_batch_size // jax.local_device_count(),
            'step': restored.step}
@@ -112,6 +111,6 @@ def export_keras(workdir: str, which: str | None) -> str:
   if restored.config.model.pooling != 'last':
     raise UserError('Keras has no place for this model: it needs '
                     'config.model.pooling=last, as in configs/notebook.py')
-  path = pathlib.Path(workdir, 'keras.npz')
+  path = files.path(workdir) / 'keras.npz'
   keras_weights.write(path, parallel.to_host(restored.params))
   return f'wrote step {restored.step} to {path}'

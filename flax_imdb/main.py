@@ -18,6 +18,7 @@ from flax_imdb import files
 from flax_imdb import metrics
 from flax_imdb import preemption
 from flax_imdb import processes
+from flax_imdb import remote
 from flax_imdb import texts as texts_lib
 from flax_imdb.errors import UserError
 
@@ -99,11 +100,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
         f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
   if not args.workdir:
     args.workdir = f'runs/{pathlib.Path(args.config).stem}'
-  if '://' in args.workdir:  # as a path it would be lost with the machine
-    raise UserError(f'--workdir={args.workdir}: remote directories are not '
-                    'supported yet, give one that all hosts mount')
   try:
-    args.workdir = str(pathlib.Path(args.workdir).absolute())
+    args.workdir = (
+        remote.name(args.workdir) if remote.is_remote(args.workdir)
+        else str(pathlib.Path(args.workdir).absolute()))
   except FileNotFoundError as e:
     raise UserError('the working directory is no longer there: change to '
                     'another') from e
@@ -177,7 +177,7 @@ def _run(args: argparse.Namespace, config: ConfigDict) -> None:
   if args.mode == 'compile':  # or jax would look for the devices
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   elif args.mode not in ('train', 'prepare'):
-    saved = pathlib.Path(args.workdir, 'config.json')
+    saved = files.path(args.workdir) / 'config.json'
     if saved.exists():
       config = config_lib.read(saved)
   environment.configure(
@@ -250,7 +250,7 @@ def main(argv: list[str]) -> int:
       sys.stdout.flush()
     processes.leave()
     return 0
-  except (UserError, FloatingPointError) as e:
+  except (UserError, FloatingPointError, remote.StoreError) as e:
     if debug and processes.count() == 1:
       raise
     return _fail(str(e), 2 if isinstance(e, UserError) else 1)
@@ -265,6 +265,8 @@ def main(argv: list[str]) -> int:
     _give_up_output()
     return 0
   except Exception as e:
+    if why := remote.failure(e):
+      return _fail(f'the store failed ({why}): start it again', 1)
     processes.explain(e)
     raise
 

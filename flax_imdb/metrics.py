@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 
 from flax_imdb import files
+from flax_imdb import remote
 from flax_imdb.errors import UserError
 
 _MOST_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 bytes each
@@ -68,7 +70,7 @@ class Writers:
     Raises:
       UserError: a line is damaged, or nothing can be written.
     """
-    self._path = pathlib.Path(workdir, 'metrics.jsonl')
+    self._path = files.path(workdir) / 'metrics.jsonl'
     kept = []
     if self._path.exists():
       for line in files.read(self._path, _MOST_BYTES).splitlines(keepends=True):
@@ -80,9 +82,13 @@ class Writers:
         except (ValueError, KeyError, TypeError, RecursionError) as e:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
-    files.write(self._path, b''.join(kept))
+    self._content = b''.join(kept)
+    files.write(self._path, self._content)
     self._start = step
     self._events: Any = None
+    # Where the events of a remote directory are made, to be copied whole.
+    self._local = (tempfile.TemporaryDirectory(prefix='flax_imdb_events_')
+                   if remote.is_remote(self._path) else None)
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one line, on disk when this returns.
@@ -95,14 +101,22 @@ class Writers:
       UserError: it can't be written; a half-written line is cut when the run
         resumes.
     """
+    text = json.dumps(line) + '\n'
     with files.writing(self._path):
-      with open(self._path, 'a', encoding='utf-8') as f:
-        f.write(json.dumps(line) + '\n')
-        f.flush()
-        os.fsync(f.fileno())
+      if remote.is_remote(self._path):  # nothing is added to an object
+        self._content += text.encode()
+        files.write(self._path, self._content)
+      else:
+        with open(self._path, 'a', encoding='utf-8') as f:
+          f.write(text)
+          f.flush()
+          os.fsync(f.fileno())
       values = [{'tag': tag, 'simple_value': value}
                 for tag, value in _flat(line | rates).items() if tag != 'step']
       self._write_event(line['step'], summary={'value': values})
+      if self._local:
+        file, = pathlib.Path(self._local.name).iterdir()
+        files.write(self._path.with_name(file.name), file.read_bytes())
 
   def _write_event(self, step: int, **what: Any) -> None:
     # Only now: it imports PyTorch where there is one, a second that the first
@@ -112,8 +126,8 @@ class Writers:
     from tensorboardX.proto import event_pb2
 
     if self._events is None:
-      self._events = EventsWriter(
-          str(self._path.with_name('events')), f'.{self._start}')
+      folder = self._local.name if self._local else self._path.parent
+      self._events = EventsWriter(f'{folder}/events', f'.{self._start}')
       log = event_pb2.SessionLog
       self._write_event(  # events past it are purged
           self._start + 1, session_log=log(status=log.START))
@@ -123,10 +137,11 @@ class Writers:
 
   def close(self) -> None:
     """Closes the events file; raises as `write`."""
-    if self._events is None:
-      return
-    with files.writing(f'{self._path.parent}/events'):
-      self._events.close()
+    if self._events is not None:
+      with files.writing(f'{self._path.parent}/events'):
+        self._events.close()
+    if self._local:
+      self._local.cleanup()
 
 
 class Rate:

@@ -10,13 +10,13 @@ import fcntl
 import glob
 import itertools
 import os
-import pathlib
 import secrets
 import socket
 import sys
 import time
 import urllib.request
 
+from flax_imdb import files
 from flax_imdb.environment import cache_dir
 from flax_imdb.errors import UserError
 from flax_imdb.watchdog import Watchdog
@@ -189,7 +189,7 @@ def check_shared(directory: str) -> None:
   """
   if count() == 1:
     return
-  token = pathlib.Path(directory, f'.{gather(secrets.token_hex(16))[0]}')
+  token = files.path(directory) / f'.{gather(secrets.token_hex(16))[0]}'
   if index() == 0:
     token.touch()
   gather('')  # it is there

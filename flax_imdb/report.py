@@ -107,7 +107,7 @@ def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
       measured.append((name, when, gradient_norms(restored.model, params, ids)))
     announce(f'{name}: gradients at {ids.shape[1]} lags of {len(ids)} reviews, '
              f'before training and at step {restored.step}')
-  folder = pathlib.Path(workdirs[0], 'report')
+  folder = files.path(workdirs[0]) / 'report'
   files.write(folder / 'gradient.csv', _csv(measured))
   files.write(folder / 'gradient.png', _figure(measured))
   announce(f'wrote {folder}/gradient.csv and gradient.png')

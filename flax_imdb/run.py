@@ -7,7 +7,6 @@ events.out.tfevents.*  summary.json  report/
 import dataclasses
 import hashlib
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from flax_imdb import keras_weights
 from flax_imdb import model as model_lib
 from flax_imdb import optimizer as optimizer_lib
 from flax_imdb import parallel
+from flax_imdb import remote
 from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.batches import Reviews
 from flax_imdb.checkpoint import Checkpoints
@@ -54,16 +54,18 @@ def check(workdir: str, config: ConfigDict) -> None:
   Raises:
     UserError: it holds a run with another config, or can't be written.
   """
-  path = pathlib.Path(workdir)
+  path = files.path(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
     (path / '.writable').touch()
     (path / '.writable').unlink()
     files.remove_leftovers(path, '*.json*')
-  except OSError as e:
+  except Exception as e:
+    why = e.strerror if isinstance(e, OSError) else None
+    if not (why := why or remote.failure(e)):
+      raise
     raise UserError(
-        f'cannot write to {workdir} ({e.strerror}): choose another --workdir'
-    ) from e
+        f'cannot write to {workdir} ({why}): choose another --workdir') from e
   if not is_run(workdir):
     return
   made_with = config_lib.read(path / 'config.json')
@@ -84,7 +86,7 @@ def begin(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
   Raises:
     UserError: as `initial_params` and `files.write`.
   """
-  path = pathlib.Path(workdir)
+  path = files.path(workdir)
   if not is_run(workdir):
     if config.init_from:
       initial_params(config, model_lib.build(config))
@@ -103,7 +105,7 @@ def restore(workdir: str, which: str | None) -> Run:
   Raises:
     UserError: it is no run directory, or has no such step; says which it has.
   """
-  path = pathlib.Path(workdir)
+  path = files.path(workdir)
   if not is_run(workdir):
     raise UserError(
         f'{workdir} is no run directory, steps found: []: train one with '
@@ -153,7 +155,7 @@ def initial_params(
 
 def is_run(path: str) -> bool:
   """True for a run directory."""
-  return pathlib.Path(path, 'config.json').exists()
+  return (files.path(path) / 'config.json').exists()
 
 
 def template(

@@ -3,6 +3,7 @@
 It may be a stranger's: nothing is allocated that its files only claim.
 """
 
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from flax_imdb import files
+from flax_imdb import remote
 from flax_imdb.errors import UserError
 
 # Of all files of a step but its arrays; ours have 10,000, a model of 100 layers
@@ -89,14 +91,23 @@ def check_files(folder: os.PathLike[str]) -> None:
     ValueError: they are large, or a file is a pipe or a device.
   """
   total = 0
-  for path in pathlib.Path(folder).rglob('*'):
-    if not path.is_file() and not path.is_dir():
-      raise ValueError(f'{path.name} is no file')
-    if path.is_file() and path.parent.name != 'd':  # where the arrays are
-      total += path.stat().st_size
+  for path, size in (remote.sizes if remote.is_remote(folder) else _sizes)(
+      folder):
+    if path.parent.name != 'd':  # where the arrays are
+      total += size
   if total > _MOST_BYTES:
     raise ValueError(f'its descriptions take {total:,} bytes, more than '
                      f'{_MOST_BYTES:,}')
+
+
+def _sizes(
+    folder: os.PathLike[str]) -> Iterator[tuple[pathlib.PurePath, int]]:
+  """`remote.sizes` of a local directory; raises as `check_files`."""
+  for path in pathlib.Path(folder).rglob('*'):
+    if not path.is_file() and not path.is_dir():
+      raise ValueError(f'{path.name} is no file')
+    if path.is_file():
+      yield path, path.stat().st_size
 
 
 def check_score(path: pathlib.Path, step: int) -> None:

@@ -18,8 +18,9 @@
 #           of babysit are for a VM that was just taken away.
 # --spot    asks for a VM that costs less and may be taken away at any time.
 #
-# The program does not write to gs:// yet and refuses it: until it does, babysit
-# and several workers can't work.
+# babysit and several workers keep the run in a bucket, WORKDIR=gs://BUCKET/DIR,
+# to which the VM's service account needs the roles storage.objectUser and
+# storage.legacyBucketReader.
 #
 # Before the first time: install gcloud, `gcloud auth login`, and for several
 # workers `ssh-add ~/.ssh/google_compute_engine`. Ctrl-C ends neither run nor

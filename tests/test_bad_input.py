@@ -157,7 +157,7 @@ FLAGS = {
         ['--mode=predict', '--coordinator_address=localhost:1',
          '--num_processes=2', '--process_id=0'], 'runs in one process'),
     'remote workdir': (
-        ['--workdir=gs://bucket/run'], 'remote directories are not supported'),
+        ['--workdir=s3://bucket/run'], 'remote directories are not supported'),
     'no UTF-8': (['--workdir={tmp}/\udcff'], 'is not UTF-8: rename or convert'),
     'no UTF-8 in a field': (
         ['--config.data.train_split=\udcff'], 'is not UTF-8: rename or'),

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(flax_imdb.__file__).parent
 ROOT = PACKAGE.parent
 # A module may import those before it, and none after it.
 ORDER = [
-    'errors', 'files', 'npz', 'environment', 'config', 'grammar',
+    'errors', 'remote', 'files', 'npz', 'environment', 'config', 'grammar',
     'tfds_builders', 'watchdog', 'processes', 'builders', 'tokenizer',
     'batches', 'dataset', 'metrics', 'preemption', 'progress', 'parallel',
     'recurrent', 'model', 'optimizer', 'step', 'seal', 'late_errors',
