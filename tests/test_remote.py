@@ -253,7 +253,11 @@ REFUSED = {
     'no credentials': (
         'gs://bucket/run', {'STORAGE_EMULATOR_HOST': None, 'HOME': '/nowhere',
                             'NO_GCE_CHECK': 'true'},
-        'gs:// needs credentials: gcloud auth application-default login'),
+        '): gcloud auth application-default login, or set GOOGLE_APPLICATION'),
+    'no such credentials': (
+        'gs://bucket/run', {'STORAGE_EMULATOR_HOST': None,
+                            'GOOGLE_APPLICATION_CREDENTIALS': '/nowhere'},
+        'gs:// needs credentials (File /nowhere was not found.): gcloud auth'),
 }
 
 
