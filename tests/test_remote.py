@@ -287,6 +287,19 @@ def test_missing_rights_are_told_in_a_line(
 
 
 @emulated
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
+  store.fault = lambda method, path: (
+      403 if method == 'GET' and 'run/config.json' in path else None)
+  try:
+    process = run_main(f'--mode={mode}', '--workdir=gs://bucket/run',
+                       **store.env)
+  finally:
+    store.fault = lambda method, path: None
+  assert 'the store failed (Forbidden: ' in _one_line(process, 1)
+
+
+@emulated
 def test_a_store_that_is_away_is_told_within_a_minute(store):
   start = time.monotonic()
   process = run_main('--mode=eval', '--workdir=gs://bucket/run', **store.env | {
