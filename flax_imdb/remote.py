@@ -92,9 +92,12 @@ def _reach(bucket: str) -> None:
     storage.Client().get_bucket(
         bucket, timeout=_SECONDS,
         retry=storage.retry.DEFAULT_RETRY.with_timeout(_SECONDS))
-  except auth.DefaultCredentialsError as e:
-    raise UserError('gs:// needs credentials: gcloud auth application-default '
-                    'login, or set GOOGLE_APPLICATION_CREDENTIALS') from e
+  except (auth.DefaultCredentialsError, auth.RefreshError) as e:
+    if e.retryable:
+      raise_failure(e, f'cannot reach gs://{bucket}')
+    raise UserError(
+        f'gs:// needs credentials ({failure(e)}): gcloud auth application-'
+        'default login, or set GOOGLE_APPLICATION_CREDENTIALS') from e
   except api.NotFound as e:
     raise UserError(f'there is no bucket gs://{bucket}: make it with gcloud '
                     f'storage buckets create, or correct its name') from e

@@ -253,7 +253,11 @@ REFUSED = {
     'no credentials': (
         'gs://bucket/run', {'STORAGE_EMULATOR_HOST': None, 'HOME': '/nowhere',
                             'NO_GCE_CHECK': 'true'},
-        'gs:// needs credentials: gcloud auth application-default login'),
+        '): gcloud auth application-default login, or set GOOGLE_APPLICATION'),
+    'no such credentials': (
+        'gs://bucket/run', {'STORAGE_EMULATOR_HOST': None,
+                            'GOOGLE_APPLICATION_CREDENTIALS': '/nowhere'},
+        'gs:// needs credentials (File /nowhere was not found.): gcloud auth'),
 }
 
 
@@ -280,6 +284,19 @@ def test_missing_rights_are_told_in_a_line(
   process = run_main(*TINY, '--workdir=gs://bucket/new', **store.env)
   assert message in _one_line(process, 2)
   assert not store.files('new/')
+
+
+@emulated
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
+  store.fault = lambda method, path: (
+      403 if method == 'GET' and 'run/config.json' in path else None)
+  try:
+    process = run_main(f'--mode={mode}', '--workdir=gs://bucket/run',
+                       **store.env)
+  finally:
+    store.fault = lambda method, path: None
+  assert 'the store failed (Forbidden: ' in _one_line(process, 1)
 
 
 @emulated
