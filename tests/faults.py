@@ -2,7 +2,7 @@
 
 python tests/faults.py --kills=100 --seed=0
 
-takes about 15 minutes on two cores; tests/test_faults.py runs a short version.
+takes 25 to 40 minutes on two cores; tests/test_faults.py runs a short version.
 It is not in the package, for no user of the trainer would run it.
 
 Runs of the real command line are killed, signalled, stopped and continued, left
