@@ -42,18 +42,21 @@ def pytest_sessionfinish():
   shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+def environ(**env):
+  """The environment of another process; None takes a variable out of it."""
+  env = {'NPROC': None} | env  # that of this process' two devices
+  return {k: v for k, v in {**os.environ, **env}.items() if v is not None}
+
+
 def run_main(*argv, stdin=b'', **env):
   """Runs python -m flax_imdb.main as a user would; returns the process.
 
-  stdout and stderr are str; a value of None takes a variable out of the
-  environment.
+  stdout and stderr are str; `env` as for `environ`.
   """
-  env = {'NPROC': None} | env  # that of this process' two devices
-  environ = {k: v for k, v in {**os.environ, **env}.items() if v is not None}
   process = subprocess.run(
       [sys.executable, '-W', 'error', '-m', 'flax_imdb.main', *argv],
-      cwd=ROOT, env=environ, input=stdin, capture_output=True, timeout=300,
-      check=False)
+      cwd=ROOT, env=environ(**env), input=stdin, capture_output=True,
+      timeout=300, check=False)
   process.stdout = process.stdout.decode()
   process.stderr = process.stderr.decode()
   return process

@@ -10,6 +10,7 @@ import time
 
 from conftest import ROOT
 from conftest import TINY
+from conftest import environ
 from conftest import finished
 from conftest import run_main
 import pytest
@@ -121,7 +122,7 @@ def _fault(store, name, what, status):
 def _start(*argv, **env):
   return subprocess.Popen(
       [sys.executable, '-m', 'flax_imdb.main', *argv], cwd=ROOT,
-      env={k: v for k, v in (os.environ | env).items() if k != 'NPROC'},
+      env=environ(**env),
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -240,8 +241,7 @@ def test_two_processes_share_a_remote_directory(store, tmp_path):
     runs[workdir] = subprocess.run(
         [sys.executable, 'launch/local.py', '--processes=2', '--devices=1',
          '--', *TINY, f'--workdir={workdir}'], cwd=ROOT,
-        env={k: v for k, v in (os.environ | store.env).items()
-             if k != 'NPROC'}, capture_output=True, text=True, timeout=300,
+        env=environ(**store.env), capture_output=True, text=True, timeout=300,
         check=False)
     assert runs[workdir].returncode == 0, runs[workdir].stderr
   _same(store.files('two/'), tmp_path / 'two')
