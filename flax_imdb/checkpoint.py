@@ -155,8 +155,7 @@ class Checkpoints:
       DamagedError: the step is missing or damaged.
       UserError: it is of another shape.
     """
-    items = self._read(step, *_items(template))
-    progress = {k: v for k, v in items.progress.items() if k not in _SEAL}
+    items, progress = self._read(step, *_items(template))
     return (parallel.replicate(TrainState(**items.model, **items.training)),
             progress)
 
@@ -185,13 +184,7 @@ class Checkpoints:
   def _aside(self, step: int) -> pathlib.Path:
     """Moves a step out of the way; it is soon saved again."""
     path = self._workdir / 'damaged' / f'{step}-{time.time_ns()}'
-    with files.writing(path):
-      found = self._workdir / 'checkpoints' / str(step)
-      if remote.is_remote(path):
-        remote.move(found, path)
-      else:
-        path.parent.mkdir(exist_ok=True)
-        found.rename(path)
+    files.move(self._workdir / 'checkpoints' / str(step), path)
     return path
 
   def restore_newest(
@@ -231,13 +224,15 @@ class Checkpoints:
   def restore_eval_params(self, step: int, template: TrainState) -> Any:
     """Reads only the parameters to evaluate with; otherwise as `restore`."""
     model, _ = _items(template)
-    items = self._read(step, model)
+    items, _ = self._read(step, model)
     return parallel.replicate(items.model['ema'] or items.model['params'])
 
-  def _read(self, step: int, model: dict, training: dict | None = None) -> Any:
+  def _read(self, step: int, model: dict,
+            training: dict | None = None) -> tuple[Any, dict[str, Any]]:
     """Reads items and the progress, which a stranger may have written.
 
-    Sizes are compared with those of the templates before they are allocated.
+    The progress is as it was given to `save`, without its seal. Sizes are
+    compared with those of the templates before they are allocated.
     """
     folder = self._manager.directory / str(step)
     arrays = {'model': model} | ({'training': training} if training else {})
@@ -251,17 +246,17 @@ class Checkpoints:
           progress=ocp.args.JsonRestore(),
           **{name: ocp.args.StandardRestore(_numpy(tree))
              for name, tree in arrays.items()}))
-      progress = items.progress
-      if progress != seal.sealed(progress) or any(
-          progress[name] != seal.checksum(items[name]) for name in arrays):
+      sealed = items.progress
+      if sealed != seal.sealed(sealed) or any(
+          sealed[name] != seal.checksum(items[name]) for name in arrays):
         raise ValueError('its progress or arrays were changed')
-      progress_lib.check(
-          {k: v for k, v in progress.items() if k not in _SEAL})
+      progress = {k: v for k, v in sealed.items() if k not in _SEAL}
+      progress_lib.check(progress)
       score = (self._manager.metrics(step) or {}).get('score')
-      if progress['score'] != score or (
+      if sealed['score'] != score or (
           training and items.training['step'] != step):
         raise ValueError('its score or step was changed')
-      return items
+      return items, progress
     except UserError:  # of other arrays or shapes: not damaged
       raise
     except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's

@@ -85,6 +85,21 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
       temporary.unlink(missing_ok=True)
 
 
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a directory; what the target is to stand in is made, too.
+
+  Raises:
+    UserError: the target can't be written.
+    StoreError: as `writing`.
+  """
+  with writing(target):
+    if remote.is_remote(target):
+      remote.move(source, target)
+    else:
+      target.parent.mkdir(exist_ok=True)
+      source.rename(target)
+
+
 def read(path: str | os.PathLike[str], most: int,
          fix: str = 'copy the run directory again, or train again') -> bytes:
   """Reads a file that a stranger may have made.

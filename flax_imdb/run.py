@@ -61,8 +61,8 @@ def check(workdir: str, config: ConfigDict) -> None:
     (path / '.writable').unlink()
     files.remove_leftovers(path, '*.json*')
   except Exception as e:
-    why = e.strerror if isinstance(e, OSError) else None
-    if not (why := why or remote.failure(e)):
+    why = getattr(e, 'strerror', None) or remote.failure(e)
+    if not why:
       raise
     raise UserError(
         f'cannot write to {workdir} ({why}): choose another --workdir') from e

@@ -23,8 +23,8 @@ from flax_imdb import tokenizer as tokenizer_lib
 from flax_imdb.checkpoint import Checkpoints
 from flax_imdb.progress import Progress
 
-# The host waits for the device this often, and then only for the steps before
-# the last ones: the queue is bounded and never runs dry.
+# The host looks at the sums this often, and then only at those of the steps
+# before the last ones: an accelerator's queue is bounded and never runs dry.
 WAIT_EVERY = 8
 
 
