@@ -78,11 +78,12 @@ class SentimentClassifier(nn.Module):
       keep = _keep(dropout_keys_B, 2, self.pooled_dropout, pooled_BF.shape[1:])
       pooled_BF = jnp.where(keep, pooled_BF / (1 - self.pooled_dropout), 0)
 
+    # In float32: bfloat16 would round logits to 8 bits, and save nothing here.
     dense = functools.partial(
-        nn.Dense, kernel_init=nn.initializers.glorot_uniform(), dtype=dtype)
+        nn.Dense, kernel_init=nn.initializers.glorot_uniform())
     hidden = nn.relu(dense(self.hidden_dim, name='hidden')(pooled_BF))
     logits_B1 = dense(1, name='logit')(hidden)
-    return logits_B1[:, 0].astype(jnp.float32)
+    return logits_B1[:, 0]
 
   def _pool(self, states: list[tuple[jax.Array, jax.Array]],
             lengths_B: jax.Array) -> jax.Array:

@@ -167,3 +167,4 @@ def test_bfloat16_is_close_and_keeps_float32_parameters():
   assert b.dtype == jnp.float32
   np.testing.assert_allclose(a, b, atol=0.02)
   assert (a != b).any()
+  assert (b != b.astype(jnp.bfloat16)).any()  # logits keep all their digits

@@ -103,6 +103,42 @@ def test_recomputing_the_gates_stores_less():
   assert stored(True) < 0.5 * stored(False)
 
 
+@pytest.mark.parametrize('cell', CELLS)
+def test_bfloat16_rounds_what_is_multiplied_and_nothing_else(cell):
+  def rounded(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+  _, params, x = _layer(cell)
+  params = params['steps']['cell']
+  rng = np.random.default_rng(1)
+  *c, h = (rng.normal(size=zeros.shape).astype(np.float32)
+           for zeros in CELLS[cell](H).start(B))
+  got = CELLS[cell](H, jnp.bfloat16).apply({'params': params}, (*c, h), x[0])
+  kernels = {name: rounded(kernel) for name, kernel in params.items()
+             if name != 'bias'}
+  want = CELLS[cell](H).apply(
+      {'params': params | kernels}, (*c, rounded(h)), rounded(x[0]))
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('cell', CELLS)
+def test_bfloat16_adds_up_over_time_in_float32(cell, remat):
+  # Of 2,048 equal terms a sum in bfloat16 ends at 256, a relative 0.9 too low.
+  long = 2048
+  x = np.ones((long, B, E), np.float32)
+  lengths = np.full(B, long, np.int32)
+  _, params, _ = _layer(cell)
+  def gradient(dtype):
+    layer = RecurrentLayer(cell, H, dtype, remat=remat)
+    return jax.grad(lambda p: layer.apply(
+        {'params': p}, x, lengths)[0].sum())(params)['steps']['cell']
+  low, full = gradient(jnp.bfloat16), gradient(jnp.float32)
+  for name, want in full.items():
+    assert low[name].dtype == jnp.float32
+    assert np.abs(low[name] - want).max() < 0.02 * np.abs(want).max(), name
+
+
 def test_state_stands_still_after_the_end_and_padding_has_no_gradient():
   layer, params, x = _layer('lstm')
   states = np.asarray(layer.apply({'params': params}, x, LENGTHS)[0])
