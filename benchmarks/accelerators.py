@@ -8,8 +8,10 @@ topology (those of `ahead_of_time.EXAMPLES`; by default one and four chips of a
 TPU v5e and, where the CUDA plugin is installed, an H100) and prints a table;
 about 20 s a row on 2 CPU cores. Columns: peak and temporary memory a device,
 temporaries without what a TPU keeps on its chip; all-reduces; kernels a step
-outside the loops over time; in the loops, kernels a time step and what the
-loops hold; seconds to compile.
+outside the loops over time; in the loops, kernels a time step, its cycles by
+the TPU compiler's estimate, and what the loops hold; seconds to compile.
+JAX_DEFAULT_MATMUL_PRECISION, jax' own variable, changes what float32 means:
+highest, or bfloat16, which on a TPU is the default.
 
   python benchmarks/accelerators.py --lower
 
@@ -43,7 +45,8 @@ VARIANTS = {
 }
 COLUMNS = {'peak_mib': 'peak MiB', 'temp_mib': 'temp MiB',
            'all_reduces': 'all-reduces', 'kernels': 'kernels',
-           'loop_kernels': 'in loops', 'loop_mib': 'loop MiB',
+           'loop_kernels': 'in loops', 'loop_cycles': 'loop cycles',
+           'loop_mib': 'loop MiB',
            'compile_seconds': 'seconds'}
 PLATFORMS = ('cuda', 'tpu')
 

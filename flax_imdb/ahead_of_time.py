@@ -185,7 +185,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
     device, peak_mib = argument_mib + temp_mib (less what a TPU keeps on its
     chip) + output_mib - alias_mib (donated); state_arrays, of them
     donated_arrays; all_reduces, loops, kernels (run once), loop_kernels (run
-    each time step), loop_mib (arrays that loops hold); None or XLA's flops and
+    each time step), loop_mib (arrays that loops hold), loop_cycles (of a time
+    step, by the TPU compiler's estimate; 0 on GPUs); None or XLA's flops and
     bytes_accessed, for which a loop runs once.
   """
   mesh = sharding.Mesh(np.array(devices), (parallel.AXIS,))
@@ -234,6 +235,8 @@ def _count(hlo: str) -> dict[str, Any]:
   parts = re.findall(r'^(ENTRY|%\S+) .*\{\n((?:  .*\n)*)', hlo, re.MULTILINE)
   kernel = re.compile(r' (?:fusion|dot|convolution|custom-call|copy)\(')
   kernels = {name: len(kernel.findall(part)) for name, part in parts}
+  cycles = {name: sum(map(int, re.findall(r'"estimated_cycles":"(\d+)', part)))
+            for name, part in parts}
   loops = re.findall(r' = (.*) while\(.*body=(%[\w.-]+)', hlo)
   held = re.findall(r'[a-z](\d*)\[([\d,]+)\]', ' '.join(a for a, _ in loops))
   return {
@@ -241,6 +244,7 @@ def _count(hlo: str) -> dict[str, Any]:
       'all_reduces': len(re.findall(r' all-reduce(?:-start)?\(', hlo)),
       'loops': len(loops), 'kernels': kernels['ENTRY'],
       'loop_kernels': sum(kernels[body] for _, body in loops),
+      'loop_cycles': sum(cycles[body] for _, body in loops),
       'loop_mib': float(sum(
           int(bits or 8) / 2**23 * np.prod([int(n) for n in shape.split(',')])
           for bits, shape in held))}
