@@ -6,7 +6,7 @@
 compiles the widest batch of configs/default.py in each variant for each
 topology (those of `ahead_of_time.EXAMPLES`; by default one and four chips of a
 TPU v5e and, where the CUDA plugin is installed, an H100) and prints a table;
-about 20 s a row on 2 CPU cores. Columns: peak and temporary memory a device,
+some seconds a row on 2 CPU cores. Columns: peak and temporary memory a device,
 temporaries without what a TPU keeps on its chip; all-reduces; kernels a step
 outside the loops over time; in the loops, kernels a time step, its cycles by
 the TPU compiler's estimate, and what the loops hold; seconds to compile.
