@@ -171,8 +171,9 @@ def test_a_tpu_multiplies_float32_in_bfloat16(config, monkeypatch):
     with jax.default_matmul_precision(precision):
       program = ahead_of_time.compile_program(config, devices, 8, True)
     return program['instructions']
-  assert compiled(None) == compiled('bfloat16') != compiled('highest')
-  assert len(compiled(None)) > 100
+  default = compiled(None)
+  assert default == compiled('bfloat16') != compiled('highest')
+  assert len(default) > 100
 
 
 @needs_libtpu

@@ -124,8 +124,8 @@ def test_slurm_and_evaluation(trained):
              f'--workdir={workdir}']
   both = [subprocess.Popen(
       command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, env={
-          **os.environ, **slurm, 'SLURM_PROCID': i, 'SLURM_LOCALID': i})
+      stderr=subprocess.PIPE, env=environ(
+          **slurm, SLURM_PROCID=i, SLURM_LOCALID=i))
       for i in '01']
   (status, out, err), (other, quiet, _) = map(_ends, both)
   assert (status, other) == (0, 0), err
@@ -254,8 +254,7 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     (tmp_path / str(index)).mkdir()
     both.append(_bare(
         index, address, *TINY, '--workdir=run', cwd=tmp_path / str(index),
-        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1',
-             'PYTHONPATH': str(ROOT)}))
+        env=environ(JAX_NUM_CPU_DEVICES='1', PYTHONPATH=str(ROOT))))
   for process in both:
     status, _, err = _ends(process)
     assert status == 2
@@ -275,7 +274,7 @@ def test_processes_that_do_not_divide_the_batch(tmp_path):
 def test_other_flags_in_one_process(tmp_path):
   address = _address()
   both = [_bare(i, address, *TINY, f'--config.seed={i}', cwd=ROOT,
-                env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'})
+                env=environ(JAX_NUM_CPU_DEVICES='1'))
           for i in (0, 1)]
   for process in both:
     status, _, err = _ends(process)
