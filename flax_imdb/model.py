@@ -51,7 +51,6 @@ class SentimentClassifier(nn.Module):
     Returns:
       float32 [B] logits; positive means a positive review.
     """
-    dtype = jnp.dtype(self.dtype)
     if dropout_keys_B is not None and self.word_dropout:
       keep = _keep(dropout_keys_B, 0, self.word_dropout, ids_BT.shape[1:])
       ids_BT = jnp.where(keep | (ids_BT <= START_ID), ids_BT, UNKNOWN_ID)
@@ -68,7 +67,7 @@ class SentimentClassifier(nn.Module):
     for layer in range(self.layers):
       states = [
           RecurrentLayer(
-              self.cell, self.width, dtype, self.mask_padding,
+              self.cell, self.width, jnp.dtype(self.dtype), self.mask_padding,
               reverse=direction == 'backward', remat=self.remat,
               name=f'{direction}_{layer}')(x_TBE, lengths_B)
           for direction in directions]
