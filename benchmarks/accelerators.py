@@ -31,12 +31,18 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 import jax  # noqa: E402, it reads the environment when it starts
 from jax import export  # noqa: E402
 
-from flax_imdb import ahead_of_time  # noqa: E402
-from flax_imdb import config as config_lib  # noqa: E402
-from flax_imdb import model as model_lib  # noqa: E402
-from flax_imdb import optimizer as optimizer_lib  # noqa: E402
-from flax_imdb import step as step_lib  # noqa: E402
+from flax_imdb.analysis import ahead_of_time  # noqa: E402
+from flax_imdb.config import (
+  load_config,  # noqa: E402
+  override,  # noqa: E402
+)
 from flax_imdb.errors import UserError  # noqa: E402
+from flax_imdb.model import classifier  # noqa: E402
+from flax_imdb.train.optimizer import build_optimizer  # noqa: E402
+from flax_imdb.train.step import (
+  init_state,  # noqa: E402
+  make_train_step,  # noqa: E402
+)
 
 VARIANTS = {
     'model.width': (32, 256),
@@ -54,9 +60,9 @@ PLATFORMS = ('cuda', 'tpu')
 def variants():
   """Yields (names of the values, config) for all combinations."""
   for values in itertools.product(*VARIANTS.values()):
-    config = config_lib.load('configs/default.py')
+    config = load_config('configs/default.py')
     for field, value in zip(VARIANTS, values, strict=True):
-      config_lib.override(config, field, str(value))
+      override(config, field, str(value))
     yield ' '.join(map(str, values)), config
 
 
@@ -78,10 +84,11 @@ def table(topologies: list[str]) -> None:
 def lower() -> None:
   """Prints the size of each variant's step, lowered for all `PLATFORMS`."""
   for name, config in variants():
-    model, optimizer = model_lib.build(config), optimizer_lib.build(config, 1)
+    model = classifier.build_model(config)
+    optimizer = build_optimizer(config, 1)
     state = jax.eval_shape(
-        functools.partial(step_lib.init_state, config, model, optimizer))
-    step = step_lib.make_train_step(
+        functools.partial(init_state, config, model, optimizer))
+    step = make_train_step(
         config, model, optimizer, 1, jax.local_devices()[:1])
     size = config.global_batch_size
     batch = {k: jax.ShapeDtypeStruct((1, size), dtype) for k, dtype in (

@@ -15,7 +15,7 @@ Measured with scikit-learn 1.9: test 0.671, validation 0.680, C = 0.01.
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from flax_imdb.grammar import generate
+from flax_imdb.data.grammar import generate
 
 TRAIN = 4000  # Reviews, of which the last 10 % validate.
 TEST = 1000

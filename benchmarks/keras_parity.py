@@ -17,36 +17,35 @@ scaled weights.
 
   python benchmarks/keras_parity.py --golden
 
-writes tests/keras_golden.npz instead: 40 steps of a small model in Keras, for
-the test suite, which has no Keras.
+writes tests/model/keras_golden.npz instead: 40 steps of a small model in Keras,
+for the test suite, which has no Keras.
 """
 
 import os
 import pathlib
 import sys
 
-from flax_imdb import config as config_lib
 from flax_imdb import environment
+from flax_imdb.config import load_config
 
-CONFIG = config_lib.load('configs/notebook.py')
+CONFIG = load_config('configs/notebook.py')
 environment.configure(CONFIG.global_batch_size)
 os.environ['KERAS_BACKEND'] = 'jax'
 
 import keras  # noqa: E402, it and jax read the environment when they start
 import numpy as np  # noqa: E402
 
-from flax_imdb import batches as batches_lib  # noqa: E402
-from flax_imdb import dataset  # noqa: E402
-from flax_imdb import keras_weights  # noqa: E402
-from flax_imdb import model as model_lib  # noqa: E402
-from flax_imdb import optimizer as optimizer_lib  # noqa: E402
-from flax_imdb import parallel  # noqa: E402
-from flax_imdb import step as step_lib  # noqa: E402
+from flax_imdb.cluster import devices  # noqa: E402
+from flax_imdb.data.batches import TrainBatches  # noqa: E402
+from flax_imdb.data.reviews import load, training_tokenizer  # noqa: E402
+from flax_imdb.model import classifier, keras_weights  # noqa: E402
+from flax_imdb.train.optimizer import build_optimizer  # noqa: E402
+from flax_imdb.train.step import init_state, make_train_step  # noqa: E402
 
 STEPS = 200
 LOSS_TOLERANCE = 1e-4  # relative, each step
 LOGIT_TOLERANCE = 1e-3  # absolute, after the last step
-GOLDEN = pathlib.Path(__file__).parent.parent / 'tests' / 'keras_golden.npz'
+GOLDEN = pathlib.Path(__file__).parents[1] / 'tests/model/keras_golden.npz'
 
 
 def keras_model(config, mask: bool) -> keras.Model:
@@ -90,18 +89,18 @@ def train_ours(config, state, batches: list, starts: list | None = None):
     batches: of `batches.pad`.
     starts: (weights, mean squares) in Keras' order to begin each step with.
   """
-  model = model_lib.build(config)
-  optimizer = optimizer_lib.build(config, 1)
-  train_step = step_lib.make_train_step(config, model, optimizer, 1)
+  model = classifier.build_model(config)
+  optimizer = build_optimizer(config, 1)
+  train_step = make_train_step(config, model, optimizer, 1)
   losses = []
   for i, batch in enumerate(batches):
     if starts:
       params, mean_squares = map(keras_weights.from_keras, starts[i])
       rms, *others = state.opt_state
-      state = parallel.replicate(parallel.to_host(state).replace(
+      state = devices.replicate(devices.to_host(state).replace(
           params=params, opt_state=(rms._replace(nu=mean_squares), *others)))
-    state, sums = train_step(state, parallel.shard(batch))
-    sums = parallel.to_host(sums)  # one step an epoch: this step's alone
+    state, sums = train_step(state, devices.shard(batch))
+    sums = devices.to_host(sums)  # one step an epoch: this step's alone
     losses.append(float(sums['loss'] / sums['weight']))
   return state, losses
 
@@ -110,13 +109,13 @@ def compare(mask: bool, batches: list) -> bool:
   """Trains both, prints the two columns; True within the tolerances."""
   config = CONFIG.copy_and_resolve_references()
   config.model.mask_padding = mask
-  model = model_lib.build(config)
-  state = parallel.replicate(
-      step_lib.init_state(config, model, optimizer_lib.build(config, 1)))
+  model = classifier.build_model(config)
+  state = devices.replicate(
+      init_state(config, model, build_optimizer(config, 1)))
   theirs = keras_model(config, mask)
   theirs.set_weights(
-      keras_weights.to_keras(parallel.to_host(state.params)))
-  nudged = parallel.replicate(parallel.to_host(state).replace(
+      keras_weights.to_keras(devices.to_host(state.params)))
+  nudged = devices.replicate(devices.to_host(state).replace(
       params=keras_weights.from_keras(
           [w * np.float32(1 + 1e-7) for w in theirs.get_weights()])))
   keras_losses, starts = train_keras(theirs, batches)
@@ -133,7 +132,7 @@ def compare(mask: bool, batches: list) -> bool:
           f'{alone[step]:.6f}  {moved[step]:.6f}')
   relative = np.max(np.abs(np.subtract(losses, keras_losses)) / keras_losses)
   p = theirs.predict(batches[0]['ids'], verbose=0)[:, 0].astype(np.float64)
-  ours = model.apply({'params': parallel.to_host(state.params)},
+  ours = model.apply({'params': devices.to_host(state.params)},
                      batches[0]['ids'], batches[0]['lengths'])
   absolute = np.max(np.abs(np.asarray(ours) - np.log(p / (1 - p))))
   print(f'largest relative difference of a loss: {relative:.1e} '
@@ -177,9 +176,9 @@ def main() -> int:
   if sys.argv[1:] == ['--golden']:
     write_golden()
     return 0
-  tokenizer = dataset.fit_tokenizer(CONFIG, print)
-  reviews = dataset.load(CONFIG, tokenizer, 'train', print)
-  train_batches = batches_lib.TrainBatches(
+  tokenizer = training_tokenizer(CONFIG, print)
+  reviews = load(CONFIG, tokenizer, 'train', print)
+  train_batches = TrainBatches(
       reviews, CONFIG.seed, CONFIG.global_batch_size, 0, CONFIG.data.max_length)
   batches = [train_batches(step) for step in range(STEPS)]
   results = [compare(mask, batches) for mask in (False, True)]

@@ -50,12 +50,7 @@ import tempfile
 import time
 from typing import Any
 
-from peers_process import OURS
-from peers_process import Worker
-from peers_process import fail
-from peers_process import first_step
-from peers_process import installed
-from peers_process import print_load
+from peers_process import OURS, Worker, fail, first_step, installed, print_load
 
 TABLES = ('step', 'epoch', 'startup', 'evaluate', 'time_to_accuracy', 'memory')
 TARGETS = (0.78, 0.87)

@@ -20,9 +20,9 @@ def bucket_width(recipe: dict, mode: str) -> int:
 
 
 def eval_batches(recipe: dict, mode: str, reviews):
-  """The batches of `batches.eval_batches`, as wide as the mode asks for."""
-  from flax_imdb import batches
-  return batches.eval_batches(
+  """The batches of `eval_batches`, as wide as the mode asks for."""
+  from flax_imdb.data.batches import eval_batches
+  return eval_batches(
       reviews, recipe['global_batch_size'], bucket_width(recipe, mode),
       recipe['data']['max_length'])
 
@@ -49,7 +49,7 @@ def load_weights(directory: pathlib.Path, name: str) -> list[np.ndarray]:
 
 def load_reviews(directory: pathlib.Path, name: str):
   """A split that `prepare` wrote."""
-  from flax_imdb.batches import Reviews
+  from flax_imdb.data.reviews import Reviews
   with np.load(directory / f'{name}.npz') as f:
     return Reviews(f['ids'], f['offsets'], f['labels'])
 
@@ -91,23 +91,22 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
 
   from flax.traverse_util import flatten_dict
 
-  from flax_imdb import batches as batches_lib
-  from flax_imdb import config as config_lib
-  from flax_imdb import dataset
-  from flax_imdb import keras_weights
-  from flax_imdb import model as model_lib
-  from flax_imdb import optimizer as optimizer_lib
-  from flax_imdb import step as step_lib
+  from flax_imdb.config import load_config
+  from flax_imdb.data.batches import TrainBatches
+  from flax_imdb.data.reviews import load, training_tokenizer
+  from flax_imdb.model import classifier, keras_weights
+  from flax_imdb.train.optimizer import build_optimizer
+  from flax_imdb.train.step import init_state
   announce = functools.partial(print, file=sys.stderr)
-  notebook = config_lib.load('configs/notebook.py')
-  default = config_lib.load('configs/default.py')
+  notebook = load_config('configs/notebook.py')
+  default = load_config('configs/default.py')
   notebook.data.bucket_width = default.data.bucket_width
   (directory / 'recipes.json').write_text(json.dumps(
       {'notebook': notebook.to_dict(), 'accuracy': default.to_dict()}))
 
   def initial_params(config):
-    return step_lib.init_state(config, model_lib.build(config),
-                               optimizer_lib.build(config, 1)).params
+    return init_state(config, classifier.build_model(config),
+                               build_optimizer(config, 1)).params
 
   np.savez(directory / 'notebook.npz',
            *keras_weights.to_keras(initial_params(notebook)))
@@ -123,10 +122,10 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
              *[flat[name] for name in ('embed/embedding', *cells, *dense)])
 
   data = notebook.data
-  tokenizer = dataset.fit_tokenizer(notebook, announce)
-  train = dataset.load(notebook, tokenizer, 'train', announce)
+  tokenizer = training_tokenizer(notebook, announce)
+  train = load(notebook, tokenizer, 'train', announce)
   padded, bucketed = (
-      batches_lib.TrainBatches(train, notebook.seed,
+      TrainBatches(train, notebook.seed,
                                notebook.global_batch_size, width,
                                data.max_length)
       for width in (0, data.bucket_width))
@@ -139,12 +138,12 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
   sample = sorted(full[int(place)] for place in places)
   _save_batches(directory, 'epoch', [epoch[i] for i in sample])
 
-  validation = dataset.load(notebook, tokenizer, 'validation', announce)
+  validation = load(notebook, tokenizer, 'validation', announce)
   _save_reviews(directory, 'evaluate', validation, np.linspace(
       0, len(validation) - 1, reviews).astype(int))
-  tokenizer = dataset.fit_tokenizer(default, announce)
+  tokenizer = training_tokenizer(default, announce)
   for split in ('train', 'validation'):
-    some = dataset.load(default, tokenizer, split, announce)
+    some = load(default, tokenizer, split, announce)
     _save_reviews(directory, split, some, range(len(some)))
   return {'steps_per_epoch': bucketed.steps_per_epoch,
           'epoch_width': float(np.mean(widths)),

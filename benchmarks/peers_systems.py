@@ -13,9 +13,7 @@ memory are charged with another's libraries.
 import os
 
 import numpy as np
-from peers_data import Batch
-from peers_data import bucket_width
-from peers_data import eval_batches
+from peers_data import Batch, bucket_width, eval_batches
 
 
 class FlaxImdb:
@@ -27,32 +25,33 @@ class FlaxImdb:
     del weights  # the weights are those that `prepare` wrote
     from ml_collections import ConfigDict
 
-    from flax_imdb import evaluate
-    from flax_imdb import model as model_lib
-    from flax_imdb import optimizer as optimizer_lib
-    from flax_imdb import parallel
-    from flax_imdb import step as step_lib
+    from flax_imdb.cluster import devices
+    from flax_imdb.inference import evaluate
+    from flax_imdb.model import classifier
+    from flax_imdb.terminal import CompileClock
+    from flax_imdb.train.optimizer import build_optimizer
+    from flax_imdb.train.step import init_state, make_train_step
     config = ConfigDict(recipe)
     config.model.mask_padding = mode != 'plain'
-    model = model_lib.build(config)
-    optimizer = optimizer_lib.build(config, steps_per_epoch)
-    self._parallel = parallel
-    self._state = parallel.replicate(
-        step_lib.init_state(config, model, optimizer))
+    model = classifier.build_model(config)
+    optimizer = build_optimizer(config, steps_per_epoch)
+    self._devices = devices
+    self._state = devices.replicate(
+        init_state(config, model, optimizer))
     # One step an epoch: the sums are those of the last step alone.
-    self._train_step = step_lib.make_train_step(config, model, optimizer, 1)
+    self._train_step = make_train_step(config, model, optimizer, 1)
     config.data.bucket_width = bucket_width(recipe, mode)
-    self._logits = evaluate.make_logits(config, model, parallel.CompileClock())
+    self._logits = evaluate.make_logits(config, model, CompileClock())
 
   def step(self, batch: Batch) -> None:
     self._state, self._sums = self._train_step(
-        self._state, self._parallel.shard(batch))
+        self._state, self._devices.shard(batch))
 
   def wait(self) -> float:
     """The loss of the last step, once all steps are done."""
     import jax
     jax.block_until_ready(self._state)
-    sums = self._parallel.to_host(self._sums)
+    sums = self._devices.to_host(self._sums)
     return float(sums['loss'] / sums['weight'])
 
   def probabilities(self, reviews) -> np.ndarray:

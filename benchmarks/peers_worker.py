@@ -16,10 +16,7 @@ import sys
 import time
 
 import numpy as np
-from peers_data import load
-from peers_data import load_reviews
-from peers_data import load_weights
-from peers_data import prepare
+from peers_data import load, load_reviews, load_weights, prepare
 from peers_systems import make
 
 
@@ -42,12 +39,11 @@ def time_to_accuracy(name: str, directory: pathlib.Path, way: str, seed: int,
       was, without the time that evaluations take; accuracies: of all of them;
       loss: of the initial weights on validation, for comparison.
   """
-  from flax_imdb import batches as batches_lib
-  from flax_imdb.tokenizer import START_ID
-  from flax_imdb.tokenizer import UNKNOWN_ID
+  from flax_imdb.data.batches import TrainBatches
+  from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
   recipe = json.loads((directory / 'recipes.json').read_text())['accuracy']
   recipe['seed'] = seed
-  batches = batches_lib.TrainBatches(
+  batches = TrainBatches(
       load_reviews(directory, 'train'), seed, recipe['global_batch_size'],
       recipe['data']['bucket_width'], recipe['data']['max_length'])
   validation = load_reviews(directory, 'validation')
@@ -138,10 +134,10 @@ def main() -> None:
   """Answers until standard input ends."""
   name, directory = sys.argv[1], pathlib.Path(sys.argv[2])
   if name == 'flax_imdb':
-    from flax_imdb import config
     from flax_imdb import environment
+    from flax_imdb.config import load_config
     environment.configure(
-        config.load('configs/notebook.py').global_batch_size)
+        load_config('configs/notebook.py').global_batch_size)
   server = Server(name, directory)
   if sys.argv[3:]:
     server.build(sys.argv[3])

@@ -32,8 +32,8 @@ import time
 
 import numpy as np
 
-from flax_imdb import config as config_lib
 from flax_imdb import environment
+from flax_imdb.config import packaged
 
 BASE = {'batch': 128, 'width': 32, 'length': 500, 'layers': 1, 'devices': 2}
 Columns = dict[str, np.ndarray]  # a table; its first column is the value
@@ -78,34 +78,35 @@ def serve() -> None:
   environment.configure(BASE['batch'])
   import jax  # only now: it reads the environment when it starts
 
-  from flax_imdb import batches
-  from flax_imdb import model as model_lib
-  from flax_imdb import optimizer as optimizer_lib
-  from flax_imdb import parallel
-  from flax_imdb import step as step_lib
+  from flax_imdb.cluster import devices
+  from flax_imdb.data.batches import pad
+  from flax_imdb.data.reviews import Reviews
+  from flax_imdb.model import classifier
+  from flax_imdb.train.optimizer import build_optimizer
+  from flax_imdb.train.step import init_state, make_train_step
 
   @functools.cache
   def runner(line: str) -> Callable[[], float]:
     point = json.loads(line)
     assert jax.local_device_count() == point['devices'], 'unset XLA_FLAGS'
-    config = config_lib.own('notebook')
+    config = packaged('notebook')
     config.model.mask_padding = True
     config.model.width, config.model.layers = point['width'], point['layers']
     size, length = point['batch'], point['length']
     rng = np.random.default_rng(0)
-    reviews = batches.Reviews(
+    reviews = Reviews(
         rng.integers(4, config.data.vocab_size, size * length, np.uint16),
         np.arange(size + 1) * length, rng.integers(0, 2, size, np.int8))
-    batch = batches.pad(reviews, np.arange(size), size, 0, length)
-    model = model_lib.build(config)
-    optimizer = optimizer_lib.build(config, 1)
-    train_step = step_lib.make_train_step(config, model, optimizer, 1)
-    state = parallel.replicate(step_lib.init_state(config, model, optimizer))
+    batch = pad(reviews, np.arange(size), size, 0, length)
+    model = classifier.build_model(config)
+    optimizer = build_optimizer(config, 1)
+    train_step = make_train_step(config, model, optimizer, 1)
+    state = devices.replicate(init_state(config, model, optimizer))
 
     def run(steps: int) -> float:
       nonlocal state
       for step in range(steps + 1):
-        state, sums = train_step(state, parallel.shard(batch))
+        state, sums = train_step(state, devices.shard(batch))
         if not step:  # compiles, or refills the caches after another point
           jax.block_until_ready((state, sums))
           start = time.perf_counter()
@@ -152,7 +153,7 @@ def measure(sweep: str, rounds: int, workers: dict) -> Columns:
       'min ms': ms.min(axis=0), 'ratio': np.median(ms / ms[:, [base]], axis=0),
       'linear': linear / linear[base]}
   if sweep == 'width':  # of the LSTM's matrix products, 4 H (E + H) a token
-    flops = values * (config_lib.own('notebook').model.embedding_dim + values)
+    flops = values * (packaged('notebook').model.embedding_dim + values)
     columns['flops'] = flops / flops[base]
   return columns
 

@@ -28,32 +28,33 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def work(words: list[str]) -> None:
   """Answers each line of standard input with the seconds of `STEPS` steps."""
-  from flax_imdb import config as config_lib
   from flax_imdb import environment
+  from flax_imdb.config import load_config, override
   file = 'configs/notebook.py'
   if words and words[0].startswith('--config='):
     file = words.pop(0).removeprefix('--config=')
-  config = config_lib.load(file)
+  config = load_config(file)
   for word in words:
-    config_lib.override(config, *word.removeprefix('--config.').split('=', 1))
+    override(config, *word.removeprefix('--config.').split('=', 1))
   environment.configure(config.global_batch_size)
   import jax
   import numpy as np
 
-  from flax_imdb import model as model_lib
-  from flax_imdb import optimizer as optimizer_lib
-  from flax_imdb import parallel
-  from flax_imdb import step as step_lib
+  from flax_imdb.cluster import devices
+  from flax_imdb.model import classifier
+  from flax_imdb.train.optimizer import build_optimizer
+  from flax_imdb.train.step import init_state, make_train_step
   rng = np.random.default_rng(0)
   shape = config.global_batch_size, config.data.max_length
-  batch = parallel.shard({
+  batch = devices.shard({
       'ids': rng.integers(4, config.data.vocab_size, shape).astype(np.int32),
       'lengths': np.full(shape[0], shape[1], np.int32),
       'labels': rng.integers(0, 2, shape[0]).astype(np.float32),
       'weights': np.ones(shape[0], np.float32)})
-  model, optimizer = model_lib.build(config), optimizer_lib.build(config, 100)
-  state = parallel.replicate(step_lib.init_state(config, model, optimizer))
-  step = step_lib.make_train_step(config, model, optimizer, 100)
+  model = classifier.build_model(config)
+  optimizer = build_optimizer(config, 100)
+  state = devices.replicate(init_state(config, model, optimizer))
+  step = make_train_step(config, model, optimizer, 100)
   for _ in range(5):
     state, sums = step(state, batch)
   jax.block_until_ready(sums)

@@ -7,12 +7,12 @@ takes about 20 s on a CPU, two training steps long. Its accuracy means nothing.
 
 from ml_collections import ConfigDict
 
-from flax_imdb import config as config_lib
+from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
   """The default config, so small that it runs without compilation."""
-  config = config_lib.own('default')
+  config = packaged('default')
   config.debug = True  # print() and breakpoint() work inside the model
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 1  # passes over 16 reviews

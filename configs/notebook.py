@@ -9,12 +9,12 @@ first seven to nine epochs and jumps later, for seed 2 in the very last one.
 
 from ml_collections import ConfigDict
 
-from flax_imdb import config as config_lib
+from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
   """The default config with the notebook's numbers; 328,865 parameters."""
-  config = config_lib.own('default')
+  config = packaged('default')
   config.num_epochs = 20  # passes over 17,500 reviews
   config.global_batch_size = 128  # reviews a step; the last one has 92
 

@@ -8,11 +8,11 @@ learns by heart a little, and nothing about reviews (RESULTS.md).
 
 from ml_collections import ConfigDict
 
-from flax_imdb import config as config_lib
+from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
   """configs/notebook.py with another cell."""
-  config = config_lib.own('notebook')
+  config = packaged('notebook')
   config.model.cell = 'simple_rnn'  # h' = tanh(x W + h R + b)
   return config

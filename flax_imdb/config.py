@@ -1,5 +1,6 @@
 """Config files: find, load, check, save, compare."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -8,54 +9,82 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flax_imdb import files
 from flax_imdb.errors import UserError
+from flax_imdb.storage import files
 
 _ROOT = pathlib.Path(__file__).parent
 # A checkout keeps `configs` beside the package, a wheel carries it inside.
-_OWN = (_ROOT.parent, _ROOT)
-
-_CHOICES = {
-    'optimizer': ('rmsprop', 'adam', 'adamw', 'sgd'),
-    'schedule': ('constant', 'cosine'),
-    'on_nan': ('stop', 'skip'),
-    'early_stopping.monitor': ('loss', 'accuracy'),
-    'data.name': ('imdb_reviews', 'grammar_reviews'),
-    'model.cell': ('lstm', 'simple_rnn'),
-    'model.dtype': ('float32', 'bfloat16'),
-}
-_AT_LEAST = {
-    'seed': 0, 'num_epochs': 0, 'global_batch_size': 1, 'learning_rate': 0,
-    'warmup_epochs': 0, 'weight_decay': 0, 'clip_norm': 0,
-    'early_stopping.patience': 0, 'early_stopping.min_delta': 0,
-    'show_examples': 0,
-    'data.vocab_size': 5, 'data.max_length': 2, 'data.bucket_width': 0,
-    'model.embedding_dim': 1, 'model.width': 1, 'model.layers': 1,
-    'model.hidden_dim': 1,
-}
-# Far above any use, far below what fills a memory: a config.json may be a
-# stranger's. What the fields ask for together is bounded below.
-_AT_MOST = {
-    'num_epochs': 50_000, 'warmup_epochs': 50_000,  # steps are int32
-    'learning_rate': 1e38, 'weight_decay': 1e38, 'clip_norm': 1e38,  # float32
-    'global_batch_size': 1 << 20,
-    'show_examples': 1_000_000, 'data.vocab_size': 1 << 20,
-    'data.max_length': 1 << 20, 'data.bucket_width': 1 << 20,
-    'model.embedding_dim': 1 << 16, 'model.width': 1 << 13,
-    'model.layers': 100, 'model.hidden_dim': 1 << 16,
-}
-# Numbers in float32, so 1 GiB and 8 GiB; configs/default.py has 1 million
-# parameters, and 6 million states in a batch.
-MOST_PARAMETERS = 1 << 28
-_MOST_STATES = 1 << 31
+_PARENTS = (_ROOT.parent, _ROOT)
 _MOST_BYTES = 1 << 16  # of config.json; ours have 1,600
-_FRACTIONS = (
-    'label_smoothing', 'ema_decay', 'data.validation_fraction',
-    'model.word_dropout', 'model.embedding_dropout', 'model.pooled_dropout',
-)
 
 
-def find(path: str) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class _Field:
+  """What a field may hold.
+
+  Attributes:
+    type: of its values; neither True nor 1.0 is taken for 1.
+    choices: the texts there are; () where any will do.
+    least: the smallest number.
+    most: the largest number; None: any that is finite.
+    under: instead of `most`, the first number that is too large.
+  """
+  type: type
+  choices: tuple[str, ...] = ()
+  least: float | None = None
+  most: float | None = None
+  under: float | None = None
+
+
+_BOOL, _TEXT = _Field(bool), _Field(str)
+_FRACTION = _Field(float, least=0, under=1)
+# The largest numbers are far above any use, and far below what fills a memory:
+# a config.json may be a stranger's. What the fields ask for together is bounded
+# in `model.classifier`.
+_FIELDS = {
+    'seed': _Field(int, least=0, under=1 << 32),  # jax would drop higher bits
+    'num_epochs': _Field(int, least=0, most=50_000),  # steps are int32
+    'global_batch_size': _Field(int, least=1, most=1 << 20),
+    'show_examples': _Field(int, least=0, most=1_000_000),
+    'init_from': _TEXT,
+    'debug': _BOOL,
+    'optimizer': _Field(str, ('rmsprop', 'adam', 'adamw', 'sgd')),
+    'learning_rate': _Field(float, least=0, most=1e38),  # of float32
+    'schedule': _Field(str, ('constant', 'cosine')),
+    'warmup_epochs': _Field(float, least=0, most=50_000),
+    'weight_decay': _Field(float, least=0, most=1e38),
+    'clip_norm': _Field(float, least=0, most=1e38),
+    'label_smoothing': _FRACTION,
+    'on_nan': _Field(str, ('stop', 'skip')),
+    'ema_decay': _FRACTION,
+    'early_stopping.monitor': _Field(str, ('loss', 'accuracy')),
+    'early_stopping.patience': _Field(int, least=0),
+    'early_stopping.min_delta': _Field(float, least=0),
+    'early_stopping.restore_best': _BOOL,
+    'data.name': _Field(str, ('imdb_reviews', 'grammar_reviews')),
+    'data.train_split': _TEXT,
+    'data.test_split': _TEXT,
+    'data.validation_fraction': _FRACTION,
+    'data.vocab_size': _Field(int, least=5, most=1 << 20),
+    'data.max_length': _Field(int, least=2, most=1 << 20),
+    'data.bucket_width': _Field(int, least=0, most=1 << 20),
+    'model.cell': _Field(str, ('lstm', 'simple_rnn')),
+    'model.embedding_dim': _Field(int, least=1, most=1 << 16),
+    'model.width': _Field(int, least=1, most=1 << 13),
+    'model.layers': _Field(int, least=1, most=100),
+    'model.bidirectional': _BOOL,
+    'model.pooling': _TEXT,  # last, mean, max, or some joined by +
+    'model.hidden_dim': _Field(int, least=1, most=1 << 16),
+    'model.word_dropout': _FRACTION,
+    'model.embedding_dropout': _FRACTION,
+    'model.pooled_dropout': _FRACTION,
+    'model.mask_padding': _BOOL,
+    'model.remat': _BOOL,
+    'model.dtype': _Field(str, ('float32', 'bfloat16')),
+}
+
+
+def find_config(path: str) -> pathlib.Path:
   """Finds a config file, wherever the program was started.
 
   Args:
@@ -65,17 +94,17 @@ def find(path: str) -> pathlib.Path:
   Raises:
     UserError: there is no such file; lists the configs there are.
   """
-  for parent in (pathlib.Path(), *_OWN):
+  for parent in (pathlib.Path(), *_PARENTS):
     if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
-  known = sorted({f'configs/{f.name}' for parent in _OWN
+  known = sorted({f'configs/{f.name}' for parent in _PARENTS
                   for f in parent.glob('configs/*.py')})
   raise UserError(f'config file {path} not found; there are {", ".join(known)}')
 
 
-def load(path: str) -> ConfigDict:
-  """Runs `get_config()` of a config file; `path` as in `find`."""
-  file = find(path)
+def load_config(path: str) -> ConfigDict:
+  """Runs `get_config()` of a config file; `path` as in `find_config`."""
+  file = find_config(path)
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   if not (spec and spec.loader):
     raise UserError(f'config file {file} is no Python file: give a .py one')
@@ -90,11 +119,14 @@ def load(path: str) -> ConfigDict:
   return config
 
 
-def own(name: str) -> ConfigDict:
+def packaged(name: str) -> ConfigDict:
   """The package's own configs/`name`.py, wherever the program started."""
-  file = next(parent / f'configs/{name}.py' for parent in _OWN
+  file = next(parent / f'configs/{name}.py' for parent in _PARENTS
               if (parent / f'configs/{name}.py').is_file())
-  return load(str(file))
+  return load_config(str(file))
+
+
+own = packaged  # what config files of users, made for version 0.1, call it
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
@@ -128,82 +160,51 @@ _TYPES = {bool: 'true or false', int: 'a whole number', float: 'a number',
           str: 'a text'}
 
 
-def check(config: ConfigDict) -> None:
-  """Checks the fields that need no data and no devices to be checked.
+def check_fields(config: ConfigDict) -> None:
+  """Checks the fields that need no data, model or devices to be checked.
 
   Raises:
     UserError: a field is missing or unknown, or its value is out of range.
   """
-  fields, known = _flat(config), _flat(own('default'))
-  for field in sorted(set(fields) ^ set(known)):
+  values = _flat(config)
+  for name in sorted(set(values) ^ set(_FIELDS)):
     raise UserError(
-        f'config.{field:.60} is '
-        + ('not a field' if field in fields else 'missing')
+        f'config.{name:.60} is '
+        + ('not a field' if name in values else 'missing')
         + ': compare with configs/default.py')
-  for field, value in known.items():
-    given = fields[field]
-    if type(given) is not type(value):
+  examples = _flat(packaged('default'))
+  for name, field in _FIELDS.items():
+    if type(values[name]) is not field.type:
       raise UserError(
-          f'config.{field}={repr(given):.40}: give {_TYPES[type(value)]}, such '
-          f'as {value!r}')
-  for field, choices in _CHOICES.items():
-    if fields[field] not in choices:
-      raise UserError(
-          f'config.{field}={fields[field]}: choose {", ".join(choices)}')
-  for field, least in _AT_LEAST.items():
-    if not least <= fields[field] < float('inf'):
-      raise UserError(
-          f'config.{field}={fields[field]}: must be finite, at least {least}')
-  for field, most in _AT_MOST.items():
-    if fields[field] > most:
-      raise UserError(f'config.{field}={fields[field]!s:.40}: must be at most '
-                      f'{most:,}')
-  for field in _FRACTIONS:
-    if not 0 <= fields[field] < 1:
-      raise UserError(
-          f'config.{field}={fields[field]}: must be at least 0 and under 1')
-  if fields['seed'] >= 1 << 32:  # jax would drop the higher bits
-    raise UserError(f'config.seed={fields["seed"]}: must be under {1 << 32}')
+          f'config.{name}={repr(values[name]):.40}: give '
+          f'{_TYPES[field.type]}, such as {examples[name]!r}')
+  for name, field in _FIELDS.items():
+    if why := _out_of_range(field, values[name]):
+      raise UserError(f'config.{name}={values[name]!s:.40}: {why}')
   kinds = config.model.pooling.split('+')
   if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
     raise UserError(
         f'config.model.pooling={config.model.pooling}: choose last, mean, max, '
         'or some joined as in max+mean')
-  if parameter_count(config) > MOST_PARAMETERS:
-    raise UserError(
-        f'the config asks for {parameter_count(config):,} parameters, more '
-        f'than {MOST_PARAMETERS:,}: lower config.data.vocab_size, '
-        'config.model.embedding_dim, width, layers or hidden_dim')
-  states = config.global_batch_size * config.data.max_length * (
-      config.model.embedding_dim + _directions(config) * config.model.width)
-  if states > _MOST_STATES:
-    raise UserError(
-        f'a batch of this config takes {states:,} numbers, more than '
-        f'{_MOST_STATES:,}: lower config.global_batch_size, '
-        'config.data.max_length, config.model.embedding_dim or width')
   if config.data.bucket_width and not config.model.mask_padding:
     raise UserError(
         'config.model.mask_padding=False makes the answer depend on the amount '
         'of padding: give --config.data.bucket_width=0 as well')
 
 
-def parameter_count(config: ConfigDict) -> int:
-  """The number of floats in the parameters of the model, all layers counted.
-
-  In numbers alone: a model too large must be refused before jax makes it.
-  """
-  model, directions = config.model, _directions(config)
-  gates = {'lstm': 4, 'simple_rnn': 1}[model.cell]
-  states = directions * model.width
-  inputs = model.embedding_dim + (model.layers - 1) * states
-  pooled = len(model.pooling.split('+')) * states
-  return (config.data.vocab_size * model.embedding_dim
-          + gates * states * (inputs + model.layers * (model.width + 1))
-          + (pooled + 2) * model.hidden_dim + 1)
-
-
-def _directions(config: ConfigDict) -> int:
-  return 2 if config.model.bidirectional else 1
+def _out_of_range(field: _Field, value: Any) -> str:
+  """What the value must be instead; '' if it is right."""
+  if field.choices and value not in field.choices:
+    return f'choose {", ".join(field.choices)}'
+  if field is _FRACTION and not 0 <= value < 1:
+    return 'must be at least 0 and under 1'
+  if field.least is not None and not field.least <= value < float('inf'):
+    return f'must be finite, at least {field.least}'
+  if field.most is not None and value > field.most:
+    return f'must be at most {field.most:,}'
+  if field.under is not None and value >= field.under:
+    return f'must be under {field.under}'
+  return ''
 
 
 def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
@@ -213,26 +214,26 @@ def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
           if a.get(k) != b.get(k)}
 
 
-def save(config: ConfigDict, path: str | os.PathLike[str]) -> None:
+def write_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
   """Writes a config as JSON; errors as `files.write`."""
   files.write(path, json.dumps(config.to_dict(), indent=2) + '\n')
 
 
-def read(path: str | os.PathLike[str]) -> ConfigDict:
-  """Reads and checks what `save` wrote.
+def read_config(path: str | os.PathLike[str]) -> ConfigDict:
+  """Reads and checks what `write_config` wrote.
 
   Raises:
     UserError: the file is missing, damaged, too large, or made by another
       version.
   """
-  text = files.read(path, _MOST_BYTES)
+  text = files.read_bytes(path, _MOST_BYTES)
   try:
     config = ConfigDict(json.loads(text, object_pairs_hook=_once))
   except (ValueError, TypeError, AttributeError, RecursionError) as e:
     raise UserError(f'{path} is not a config ({e}): was the run directory '
                     'copied whole?') from e
   try:
-    check(config)
+    check_fields(config)
   except UserError as e:
     raise UserError(f'{path}: {e}') from e
   return config

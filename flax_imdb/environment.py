@@ -6,21 +6,15 @@ refused.
 
 import importlib.util
 import os
-import pathlib
 import re
 
 from flax_imdb.errors import UserError
+from flax_imdb.storage import cache
 
 # With fewer reviews than this a device waits more than it works.
 MIN_ROWS_PER_DEVICE = 16
 # What jax needs to be installed for another platform than the CPU.
 _ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin')
-
-
-def cache_dir() -> pathlib.Path:
-  """Where token ids, compiled programs and generated data are kept."""
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'flax_imdb'
 
 
 def cpu_devices(global_batch_size: int, cores: int) -> int:
@@ -53,7 +47,7 @@ def configure(global_batch_size: int) -> None:
   # One thread a device: of a larger pool, such as XLA's own of a thread a core,
   # idle threads take kernels of microseconds from busy ones, which costs up to
   # a fifth of a step. In a smaller one no device may be left to arrive at the
-  # all-reduce that the others wait in. `parallel` runs one step at a time.
+  # all-reduce that the others wait in: `cluster.devices` runs a step at a time.
   forced = re.search(r'--xla_force_host_platform_device_count=(\S*)',
                      env.get('XLA_FLAGS', ''))
   if 'JAX_NUM_CPU_DEVICES' in env:
@@ -80,7 +74,7 @@ def configure(global_batch_size: int) -> None:
   given = env.get('XLA_FLAGS', '')
   env['XLA_FLAGS'] = ' '.join(
       [given, *(f for f in flags if f.split('=')[0] not in given)]).strip()
-  env.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_dir() / 'xla'))
+  env.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache.directory() / 'xla'))
   # By default only what took over a second to compile is kept: nothing, here.
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')

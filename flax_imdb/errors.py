@@ -1,8 +1,20 @@
-"""The one exception that stands for a mistake of the user."""
+"""How a run ends that is not simply done, and with which exit status.
+
+Each message is one line and names the fix; `main` prints it on standard error
+without a traceback.
+"""
 
 
 class UserError(Exception):
-  """A mistake the user can mend; the message is one line and names the fix.
+  """A mistake that the same command makes again, until the user mends it."""
+  status = 2
 
-  `main` prints it on stderr without a traceback and exits with status 2.
-  """
+
+class StoreError(Exception):
+  """The object store or the way to it failed; started again, it may go on."""
+  status = 1
+
+
+class Preempted(Exception):
+  """A run that was asked to stop, and has saved what it had."""
+  status = 75  # as EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again

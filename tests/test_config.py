@@ -5,20 +5,29 @@ import re
 
 import pytest
 
-from flax_imdb import config as config_lib
+from flax_imdb import config
+from flax_imdb.config import (
+  check_fields,
+  differences,
+  find_config,
+  load_config,
+  override,
+  read_config,
+  write_config,
+)
 from flax_imdb.errors import UserError
 
-ROOT = pathlib.Path(config_lib.__file__).parents[1]
+ROOT = pathlib.Path(config.__file__).parents[1]
 FILES = sorted(f'configs/{f.name}' for f in ROOT.glob('configs/*.py'))
-START = """from flax_imdb import config as config_lib
+START = """from flax_imdb.config import packaged
 def get_config():
-  config = config_lib.load('configs/default.py')
+  config = packaged('default')
 """
 
 
 @pytest.fixture
 def default():
-  return config_lib.load('configs/default.py')
+  return load_config('configs/default.py')
 
 
 def _file(tmp_path, lines):
@@ -29,7 +38,7 @@ def _file(tmp_path, lines):
 
 @pytest.mark.parametrize('file', FILES)
 def test_each_config_loads_and_is_valid(file):
-  config_lib.check(config_lib.load(file))
+  check_fields(load_config(file))
 
 
 @pytest.mark.parametrize('file', FILES)
@@ -55,8 +64,8 @@ def test_each_field_of_a_config_has_a_comment(file):
 def test_configs_are_found_from_another_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for file in FILES:
-    assert config_lib.find(file).samefile(ROOT / file)
-  assert config_lib.load('configs/quickstart.py').data.name == 'grammar_reviews'
+    assert find_config(file).samefile(ROOT / file)
+  assert load_config('configs/quickstart.py').data.name == 'grammar_reviews'
 
 
 def test_another_projects_default_is_not_taken_for_ours(tmp_path, monkeypatch):
@@ -65,17 +74,17 @@ def test_another_projects_default_is_not_taken_for_ours(tmp_path, monkeypatch):
       'from ml_collections import ConfigDict\n'
       'def get_config():\n  return ConfigDict({"other": 1})\n')
   mine = pathlib.Path(_file(tmp_path, 'config.seed = 3'))
-  config = config_lib.load(str(mine))
+  config = load_config(str(mine))
   monkeypatch.chdir(tmp_path)
-  config_lib.check(config)
+  check_fields(config)
   with pytest.raises(UserError, match='config.* is (missing|not a field)'):
-    config_lib.check(config_lib.load('configs/default.py'))
+    check_fields(load_config('configs/default.py'))
 
 
 def test_an_unknown_file_lists_the_known_ones(tmp_path):
   for path in ('configs/nope.py', str(tmp_path / 'x.py'), 'configs', ''):
     with pytest.raises(UserError, match='not found') as e:
-      config_lib.load(path)
+      load_config(path)
     assert ', '.join(FILES) in str(e.value)
 
 
@@ -86,12 +95,12 @@ def test_an_unknown_file_lists_the_known_ones(tmp_path):
     ('data.train_split', 'train[:10]', 'train[:10]'),
     ('early_stopping.patience', '3', 3)])
 def test_override_reads_the_fields_type(default, field, text, value):
-  before = config_lib.load('configs/default.py')
-  config_lib.override(default, field, text)
-  (changed,) = config_lib.differences(before, default).items()
+  before = load_config('configs/default.py')
+  override(default, field, text)
+  (changed,) = differences(before, default).items()
   assert changed[0] == field and changed[1][1] == value
   assert type(changed[1][1]) is type(value)
-  config_lib.check(default)
+  check_fields(default)
 
 
 @pytest.mark.parametrize(('field', 'text', 'message'), [
@@ -105,8 +114,8 @@ def test_override_reads_the_fields_type(default, field, text, value):
     ('debug', '2', 'give true or false')])
 def test_override_names_the_mistake(default, field, text, message):
   with pytest.raises(UserError, match=message):
-    config_lib.override(default, field, text)
-  assert default == config_lib.load('configs/default.py')
+    override(default, field, text)
+  assert default == load_config('configs/default.py')
 
 
 @pytest.mark.parametrize(('field', 'value', 'message'), [
@@ -133,35 +142,35 @@ def test_override_names_the_mistake(default, field, text, message):
 def test_check_refuses(default, field, value, message):
   default.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message) as e:
-    config_lib.check(default)
+    check_fields(default)
   assert f'config.{field}={value}' in str(e.value)
 
 
 def test_check_refuses_buckets_for_a_model_that_reads_padding(default):
   default.model.mask_padding = False
   with pytest.raises(UserError, match=r'mask_padding=False.*bucket_width=0'):
-    config_lib.check(default)
+    check_fields(default)
   default.data.bucket_width = 0
-  config_lib.check(default)
+  check_fields(default)
 
 
 def test_check_refuses_missing_and_unknown_fields_and_other_types(default):
   default.model.widht = 3
   with pytest.raises(UserError, match='config.model.widht is not a field'):
-    config_lib.check(default)
+    check_fields(default)
   del default.model.widht
   del default.model['width']
   with pytest.raises(UserError, match='config.model.width is missing'):
-    config_lib.check(default)
+    check_fields(default)
   default.model.width = 4.0
   with pytest.raises(UserError, match=r'width=4\.0: give a whole number'):
-    config_lib.check(default)
+    check_fields(default)
 
 
 def test_a_config_file_may_write_1_for_1_0(tmp_path):
-  config = config_lib.load(_file(tmp_path, 'config.learning_rate = 1'))
+  config = load_config(_file(tmp_path, 'config.learning_rate = 1'))
   assert type(config.learning_rate) is float
-  config_lib.check(config)
+  check_fields(config)
 
 
 @pytest.mark.parametrize(('lines', 'message'), [
@@ -172,34 +181,34 @@ def test_a_config_file_may_write_1_for_1_0(tmp_path):
 def test_a_faulty_config_file_is_named(tmp_path, lines, message):
   path = _file(tmp_path, lines)
   with pytest.raises(UserError, match=f'(?s){re.escape(path)}: .*{message}'):
-    config_lib.load(path)
+    load_config(path)
 
 
 def test_a_config_file_must_be_python_with_a_get_config(tmp_path, default):
-  config_lib.save(default, tmp_path / 'config.json')
+  write_config(default, tmp_path / 'config.json')
   (tmp_path / 'empty.py').write_text('')
   with pytest.raises(UserError, match='config.json'):
-    config_lib.load(str(tmp_path / 'config.json'))
+    load_config(str(tmp_path / 'config.json'))
   with pytest.raises(UserError, match=r'empty\.py.*get_config'):
-    config_lib.load(str(tmp_path / 'empty.py'))
+    load_config(str(tmp_path / 'empty.py'))
 
 
 def test_differences_name_both_values(default):
-  other = config_lib.load('configs/default.py')
-  assert config_lib.differences(default, other) == {}
+  other = load_config('configs/default.py')
+  assert differences(default, other) == {}
   other.model.width, other.seed = 3, 9
   del default['debug']
-  assert config_lib.differences(default, other) == {
+  assert differences(default, other) == {
       'debug': (None, False), 'model.width': (default.model.width, 3),
       'seed': (0, 9)}
 
 
 @pytest.mark.parametrize('file', FILES)
 def test_save_and_read_keep_values_and_types(file, tmp_path):
-  config = config_lib.load(file)
-  config_lib.save(config, tmp_path / 'config.json')
-  again = config_lib.read(str(tmp_path / 'config.json'))
-  assert config_lib.differences(config, again) == {}
+  config = load_config(file)
+  write_config(config, tmp_path / 'config.json')
+  again = read_config(str(tmp_path / 'config.json'))
+  assert differences(config, again) == {}
   assert repr(sorted(again.to_dict().items())) == repr(
       sorted(config.to_dict().items()))  # 1.0 stays 1.0
 
@@ -212,11 +221,11 @@ def test_a_damaged_config_json_is_refused(tmp_path, text):
   if text is not None:
     path.write_text(text)
   with pytest.raises(UserError):
-    config_lib.read(path)
+    read_config(path)
 
 
 def test_what_is_read_is_checked(tmp_path, default):
   default.optimizer = 'lion'
-  config_lib.save(default, tmp_path / 'config.json')
+  write_config(default, tmp_path / 'config.json')
   with pytest.raises(UserError, match='config.optimizer=lion'):
-    config_lib.read(tmp_path / 'config.json')
+    read_config(tmp_path / 'config.json')

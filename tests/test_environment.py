@@ -10,6 +10,7 @@ import pytest
 
 from flax_imdb import environment
 from flax_imdb.errors import UserError
+from flax_imdb.storage import cache
 
 ROOT = pathlib.Path(environment.__file__).parents[1]
 
@@ -52,7 +53,7 @@ def test_configure_sets_devices_pool_and_compile_cache(env, monkeypatch):
   assert env['JAX_NUM_CPU_DEVICES'] == '4'
   assert env['NPROC'] == '4'
   assert env['JAX_COMPILATION_CACHE_DIR'] == str(
-      environment.cache_dir() / 'xla')
+      cache.directory() / 'xla')
   assert env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
   assert env['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] == '-1'
 
@@ -170,16 +171,18 @@ from flax_imdb import environment
 environment.configure(128)
 import jax
 import numpy as np
-from flax_imdb import parallel
+from flax_imdb.cluster import devices
 
-step = parallel.data_parallel(lambda total, x: (
-    total + parallel.sum_over_devices(x.sum()),
-    parallel.sum_over_devices(x.mean())))  # a second all-reduce: it stalls more
-total = parallel.replicate(np.float32(0))
-x = np.ones((jax.device_count(), 64), np.float32) / 64
+def step(total, batch, sum_over_devices):
+  total += sum_over_devices(batch['x'].sum())
+  return total, sum_over_devices(batch['x'].mean())  # two stall more than one
+
+step = devices.data_parallel(step)
+total = devices.replicate(np.float32(0))
+batch = {'x': np.ones((jax.device_count(), 64), np.float32) / 64}
 for _ in range(10_000):  # `data_parallel` alone keeps them from a queue
-  total, _ = step(total, x)
-print(jax.device_count(), int(parallel.to_host(total)))
+  total, _ = step(total, batch)
+print(jax.device_count(), int(devices.to_host(total)))
 '''
 
 
@@ -204,13 +207,13 @@ def test_configure_twice_changes_nothing(env):
 
 def test_cache_dir_follows_xdg_cache_home(env, monkeypatch, tmp_path):
   env['XDG_CACHE_HOME'] = str(tmp_path)
-  assert environment.cache_dir() == tmp_path / 'flax_imdb'
+  assert cache.directory() == tmp_path / 'flax_imdb'
   monkeypatch.setattr(pathlib.Path, 'home', lambda: tmp_path / 'home')
   for value in ('', None):
     env.pop('XDG_CACHE_HOME')
     if value is not None:
       env['XDG_CACHE_HOME'] = value
-    assert environment.cache_dir() == tmp_path / 'home/.cache/flax_imdb'
+    assert cache.directory() == tmp_path / 'home/.cache/flax_imdb'
     env['XDG_CACHE_HOME'] = 'again'
 
 
@@ -227,7 +230,7 @@ def test_jax_sees_what_configure_sets():
   env['JAX_NUM_CPU_DEVICES'] = '3'
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env,
                        capture_output=True, text=True, check=True).stdout
-  assert out.split() == ['3', str(environment.cache_dir() / 'xla'), '0.0']
+  assert out.split() == ['3', str(cache.directory() / 'xla'), '0.0']
 
 
 @pytest.mark.parametrize('module', [

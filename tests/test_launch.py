@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import threading
 
-from conftest import ROOT
 import pytest
+from support.command import ROOT
 import yaml
 
-from flax_imdb import main
+from flax_imdb import cli
 
 SCRIPTS = sorted(path for path in (ROOT / 'launch').iterdir()
                  if path.suffix in ('.sh', '.sbatch'))
@@ -477,4 +477,4 @@ def test_main_takes_every_flag_that_launch_gives_or_shows():
   assert {'--workdir', '--mode=eval',
           '--config.global_batch_size=1024'} <= flags
   for flag in flags:
-    main._parse([flag if '=' in flag else f'{flag}=x'])
+    cli.parse([flag if '=' in flag else f'{flag}=x'])

@@ -8,12 +8,9 @@ import shutil
 import subprocess
 import sys
 
-from conftest import ROOT
-from conftest import TINY
-from conftest import finished
-from conftest import run_main
 import numpy as np
 import pytest
+from support.command import ROOT, TINY, finished, run_main
 
 
 def _lines(workdir):

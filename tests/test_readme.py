@@ -9,13 +9,12 @@ import shlex
 import subprocess
 import sys
 
-from conftest import ROOT
 import jax
 import pytest
+from support.command import ROOT
 
-from flax_imdb import config as config_lib
-from flax_imdb import keras_weights
-from flax_imdb import model as model_lib
+from flax_imdb.config import load_config
+from flax_imdb.model import classifier, keras_weights
 
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```bash\n(.*?)```', README, flags=re.DOTALL)
@@ -57,9 +56,9 @@ def test_every_command_is_one_that_is_run_here_or_known():
 def home(tmp_path_factory):
   """A directory that is not the checkout, where the commands leave runs/."""
   home = tmp_path_factory.mktemp('readme')
-  model = model_lib.build(config_lib.load('configs/notebook.py'))
-  keras_weights.write(home / 'weights.npz',
-                      model_lib.init(model, jax.random.key(0)))
+  model = classifier.build_model(load_config('configs/notebook.py'))
+  keras_weights.write_weights(home / 'weights.npz',
+                      classifier.init_params(model, jax.random.key(0)))
   return home
 
 

@@ -1,0 +1,1 @@
+"""What a trained or compiled program tells of itself."""

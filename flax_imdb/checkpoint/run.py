@@ -1,0 +1,193 @@
+"""A run directory: what it holds, and how it is opened again.
+
+config.json  tokenizer.json  checkpoints/  damaged/  metrics.jsonl
+events.out.tfevents.*  summary.json  export/  report/
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tokenizers import Tokenizer
+
+from flax_imdb.checkpoint.manager import Checkpoints
+from flax_imdb.checkpoint.seal import check_shapes
+from flax_imdb.cluster import devices, processes
+from flax_imdb.config import differences, read_config, write_config
+from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
+from flax_imdb.errors import UserError
+from flax_imdb.model import classifier, keras_weights
+from flax_imdb.model.classifier import Params
+from flax_imdb.storage import bucket, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished or interrupted run, ready to evaluate.
+
+  Attributes:
+    config: what it was trained with.
+    tokenizer: the one it was trained with.
+    model: holds no arrays.
+    params: the parameters to evaluate with, replicated.
+    step: when they were saved.
+  """
+  config: ConfigDict
+  tokenizer: Tokenizer
+  model: classifier.SentimentClassifier
+  params: Params
+  step: int
+
+
+def check_directory(workdir: str, config: ConfigDict) -> None:
+  """Checks that a run with this config may begin or go on in a directory.
+
+  Of several processes the first one does; all then see the directory.
+
+  Raises:
+    UserError: it holds a run with another config, or can't be written, or is
+      not shared.
+  """
+  if processes.index() == 0:
+    _check_writable(workdir)
+    if is_run(workdir):
+      made_with = read_config(files.as_path(workdir) / 'config.json')
+      fields = ', '.join(
+          f'{k}: {a} there, {b} now'
+          for k, (a, b) in differences(made_with, config).items())
+      if fields:
+        raise UserError(
+            f'{workdir} was made with another config ({fields}): give the same '
+            'one to resume, or another --workdir')
+  processes.check_shared(workdir)
+
+
+def _check_writable(workdir: str) -> None:
+  path = files.as_path(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / '.writable').touch()
+    (path / '.writable').unlink()
+    files.remove_leftovers(path, '*.json*')
+  except Exception as e:
+    why = getattr(e, 'strerror', None) or bucket.failure(e)
+    if not why:
+      raise
+    raise UserError(
+        f'cannot write to {workdir} ({why}): choose another --workdir') from e
+
+
+def begin_directory(workdir: str, config: ConfigDict,
+                    tokenizer: Tokenizer) -> None:
+  """Makes a run directory; leaves one that was made as it is.
+
+  Not before the data and what it begins with are there: a misspelt split must
+  not leave a directory that then refuses the config in which it is corrected.
+  Of several processes the first one writes.
+
+  Raises:
+    UserError: as `initial_params` and `files.write`.
+  """
+  if processes.index() > 0 or is_run(workdir):
+    return
+  if config.init_from:
+    initial_params(config, classifier.build_model(config))
+  path = files.as_path(workdir)
+  save_tokenizer(tokenizer, path / 'tokenizer.json')
+  write_config(config, path / 'config.json')
+
+
+def restore(workdir: str, which: str | None) -> Run:
+  """Opens a run directory to evaluate or to predict; changes nothing in it.
+
+  Args:
+    workdir: the run directory.
+    which: 'best', 'latest' or a step's number; None for what the run itself
+      evaluated.
+
+  Raises:
+    UserError: it is no run directory, or has no such step; says which it has.
+  """
+  if not is_run(workdir):
+    raise UserError(
+        f'{workdir} is no run directory, steps found: []: train one with '
+        f'python -m flax_imdb.main --workdir={workdir}, or give another')
+  path = files.as_path(workdir)
+  config = read_config(path / 'config.json')
+  devices.check_batch_size(config.global_batch_size)
+  try:
+    model = classifier.build_model(config)
+  except UserError as e:
+    raise UserError(f'{path}/config.json: {e}') from e
+  if which is None:
+    which = 'best' if config.early_stopping.restore_best else 'latest'
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    steps = checkpoints.steps()
+    if which == 'best':
+      step = checkpoints.best()
+    elif which == 'latest':
+      step = checkpoints.latest()
+    else:
+      step = int(which) if which.isascii() and which.isdigit() else None
+    if step not in steps:
+      raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
+                      + ('choose one with --step' if steps else 'train first'))
+    params = restore_eval_params(checkpoints, step, config, model)
+  tokenizer = load_tokenizer(path / 'tokenizer.json', config.data.vocab_size)
+  return Run(config, tokenizer, model, params, step)
+
+
+def restore_eval_params(
+    checkpoints: Checkpoints, step: int, config: ConfigDict,
+    model: classifier.SentimentClassifier) -> Params:
+  """The parameters of a step to evaluate with: averaged ones if there are.
+
+  Returns:
+    A nested dict of float32 arrays, replicated.
+
+  Raises:
+    UserError: as `Checkpoints.restore`.
+  """
+  shapes = classifier.param_shapes(model)
+  items, _ = checkpoints.restore(step, {'model': {
+      'params': shapes, 'ema': shapes if config.ema_decay else {}}})
+  return items['model']['ema'] or items['model']['params']
+
+
+def initial_params(
+    config: ConfigDict, model: classifier.SentimentClassifier) -> Params:
+  """The parameters that training begins with: drawn, or config.init_from.
+
+  Returns:
+    A nested dict of NumPy arrays, float32.
+
+  Raises:
+    UserError: config.init_from can't be read, or is another model's.
+  """
+  if not config.init_from:
+    init_key, _ = classifier.seed_keys(config.seed)
+    return jax.device_get(
+        jax.jit(lambda: classifier.init_params(model, init_key))())
+  if is_run(config.init_from):
+    params = devices.to_host(restore(config.init_from, None).params)
+  else:
+    params = keras_weights.read_weights(config.init_from)
+  check_shapes(config.init_from, classifier.param_shapes(model), params)
+  return params
+
+
+def is_run(path: str) -> bool:
+  """True for a run directory."""
+  return (files.as_path(path) / 'config.json').exists()
+
+
+def write_summary(workdir: str, summary: dict[str, Any]) -> None:
+  """Writes summary.json; of several processes the first one does.
+
+  Raises:
+    UserError, StoreError: as `files.write`.
+  """
+  if processes.index() == 0:
+    files.write(f'{workdir}/summary.json', json.dumps(summary, indent=2) + '\n')

@@ -1,0 +1,123 @@
+"""The command line: flags in, what to do out; a mistake is one line."""
+
+import argparse
+import os
+import pathlib
+from typing import NoReturn
+
+from ml_collections import ConfigDict
+
+from flax_imdb.cluster import discovery
+from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.errors import UserError
+from flax_imdb.storage import files
+
+# Flags that only some modes take.
+_MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
+          'input': ('predict',), 'json': ('predict',), 'format': ('export',)}
+
+
+class _Parser(argparse.ArgumentParser):
+  """Raises a UserError where argparse would print its usage and exit."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}; see --help')
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
+  """Reads the flags and the config.
+
+  Returns:
+    The flags, with the workdir absolute, and the config with its overrides,
+    checked; modes that open a run directory take its own instead.
+
+  Raises:
+    UserError: a flag or a field is unknown, or its value does not fit.
+    SystemExit: after --help.
+  """
+  parser = _flags()
+  args, rest = parser.parse_known_args(argv)
+  if args.words and args.mode not in ('predict', 'report'):
+    raise UserError(f'unexpected {args.words[0]!r}: write fields as '
+                    '--config.FIELD=VALUE')
+  _check_mode(args, parser)
+  config = load_config(args.config)
+  for word in rest:
+    field, equals, value = word.removeprefix('--config.').partition('=')
+    if not word.startswith('--config.') or not equals:
+      raise UserError(f'unknown flag {word}; see --help')
+    override(config, field, value)
+  check_fields(config)
+  if rest and args.mode not in ('train', 'prepare', 'compile'):
+    raise UserError(
+        f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
+  args.workdir = files.absolute(
+      args.workdir or f'runs/{pathlib.Path(args.config).stem}')
+  _check_utf8([*argv, args.workdir, *(os.environ.get(name, '') for name in (
+      'HOME', 'XDG_CACHE_HOME', 'TFDS_DATA_DIR'))])
+  return args, config
+
+
+def _flags() -> _Parser:
+  parser = _Parser(
+      prog='python -m flax_imdb.main', allow_abbrev=False,
+      description='Learns whether film reviews are positive or negative.',
+      epilog='--config.FIELD=VALUE changes a field of the config, such as '
+      '--config.model.width=32; configs/default.py explains them all.')
+  add = parser.add_argument
+  add('--mode', default='train',
+      choices=['train', 'eval', 'predict', 'report', 'export', 'compile',
+               'prepare'],
+      help='train or resume; evaluate, predict with, report on or export a run '
+      'directory; compile for other devices; or only prepare the data')
+  add('--config', default='configs/default.py', metavar='FILE')
+  add('--workdir', metavar='DIR',
+      help='run directory; default: runs/ and the name of the config file')
+  add('--step', metavar='N',
+      help='eval, predict, export: best, latest or a number; default: what the '
+      'run itself evaluated at its end')
+  add('--split', default='test', choices=['train', 'validation', 'test'],
+      help='eval: which reviews; default: test')
+  add('--input', metavar='FILE',
+      help='predict: one review a line; default: standard input')
+  add('--json', action='store_true', help='predict: one JSON object a line')
+  add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
+      help='export: a program for jax alone, or model.get_weights() as .npz')
+  add('--topology', metavar='NAME',
+      help='compile: the devices, which need not be there, such as v5e:2x2 or '
+      'cuda:h100x8')
+  add('--coordinator_address', metavar='HOST:PORT',
+      help='train, eval in several processes: where process 0 listens; not '
+      'needed on SLURM and Cloud TPU')
+  add('--num_processes', type=int, metavar='N', help='how many there are')
+  add('--process_id', type=int, metavar='I', help='which this is, from 0')
+  add('words', nargs='*',
+      help='predict: a review; report: more run directories to compare with')
+  return parser
+
+
+def _check_mode(args: argparse.Namespace, parser: _Parser) -> None:
+  """Raises a UserError for a flag that the mode does not take."""
+  for flag, modes in _MODES.items():
+    if (getattr(args, flag) != parser.get_default(flag)
+        and args.mode not in modes):
+      raise UserError(f'--{flag} is for --mode={" or ".join(modes)}, not for '
+                      f'--mode={args.mode}')
+  if (args.mode == 'compile') != (args.topology is not None):
+    raise UserError('--mode=compile and --topology=NAME, such as v5e:2x2, go '
+                    'together: give both or neither')
+  discovery.check_flags(
+      args.coordinator_address, args.num_processes, args.process_id)
+  if args.num_processes is not None and args.mode not in ('train', 'eval'):
+    raise UserError(f'--mode={args.mode} runs in one process: leave out '
+                    '--num_processes')
+
+
+def _check_utf8(words: list[str]) -> None:
+  """Raises a UserError for what TensorStore and array_record don't take."""
+  for word in words:
+    try:
+      word.encode()
+    except UnicodeEncodeError as e:
+      raise UserError(f'{word!r} is not UTF-8: rename or convert it, for '
+                      'instance with convmv or iconv') from e

@@ -1,0 +1,165 @@
+"""Devices: placement of state and batches, the one pmap and its all-reduce.
+
+Parameters are truly replicated: no array has a device axis but the batch. A
+`pmap` with `in_axes=None` for them is the form with the cheapest dispatch.
+
+Without jit (config.debug) there is one device and no pmap: the arrays that the
+model sees are then real ones, to print or to inspect in a debugger.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from flax_imdb.cluster import processes
+from flax_imdb.errors import UserError
+
+AXIS = 'batch'
+VOTES = 'votes'  # of the processes that want to stop, see `preemption.Stop`
+
+SumOverDevices = Callable[[Any], Any]
+
+
+def _devices() -> list[jax.Device]:
+  return jax.local_devices()[:1 if _debugging() else None]
+
+
+def _debugging() -> bool:
+  return jax.config.jax_disable_jit  # type: ignore[attr-defined]
+
+
+def check_batch_size(global_batch_size: int) -> None:
+  """Checks that the devices of all processes share a batch evenly.
+
+  Raises:
+    UserError: they do not; names the sizes that would fit.
+  """
+  n = len(_devices()) * processes.count()
+  if processes.count() > 1 and n != jax.device_count():
+    raise UserError('the processes have different numbers of devices: give '
+                    'each as many, for instance with JAX_NUM_CPU_DEVICES')
+  if global_batch_size % n:
+    raise UserError(
+        f'config.global_batch_size={global_batch_size} is not divisible by the '
+        f'{n} devices: use {max(1, global_batch_size // n) * n}'
+        + (', or set JAX_NUM_CPU_DEVICES to a divisor'
+           if jax.default_backend() == 'cpu' else ''))
+
+
+def replicate(tree: Any) -> Any:
+  """Puts a tree of arrays whole on every local device.
+
+  The placement is the one `data_parallel` returns its state in: any other
+  would compile the step a second time.
+  """
+  mesh = Mesh(np.array(_devices()), (AXIS,))
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def to_host(tree: Any) -> Any:
+  """Copies a replicated tree to NumPy arrays, from the first local device."""
+  # A copy: a mere view would keep the buffer from being donated. Not `x[0]`,
+  # which gathers from all devices.
+  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data), tree)
+
+
+def own_rows(global_batch_size: int) -> slice:
+  """The rows of a batch that the devices of this process work on."""
+  n = global_batch_size // processes.count()
+  return slice(processes.index() * n, (processes.index() + 1) * n)
+
+
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+  """The `own_rows` of all processes, joined along the last axis; [..., B]."""
+  if processes.count() == 1:
+    return rows
+  from jax.experimental import multihost_utils
+  return np.concatenate(list(multihost_utils.process_allgather(rows)), axis=-1)
+
+
+def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Splits rows among the local devices: [B, ...] to [D, B/D, ...].
+
+  B and D are those of this process.
+  """
+  n = len(_devices())
+  return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def data_parallel(step: Callable[[Any, Any, SumOverDevices], tuple[Any, Any]],
+                  devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Compiles step(state, batch, sum_over_devices) for the devices of all.
+
+  Args:
+    step: works on one device's rows and returns a state and sums. What depends
+      on the rows it must add up in one call of `sum_over_devices`, or the
+      devices drift apart unseen.
+    devices: instead of those there are, to lower the step for them; may be
+      described rather than there, as in `analysis.ahead_of_time`.
+
+  Returns:
+    A function of a replicated state, whose buffers it reuses, and a batch of
+    `shard`; state and sums that it returns are replicated. With `VOTES` in the
+    batch, float32 [D, B/D], it returns (state, (sums, votes)), the votes added
+    up in the same all-reduce. It returns before they are computed, and on a CPU
+    begins once the step before is over.
+  """
+  def voting_step(state, batch):
+    votes = [batch[VOTES].sum()] if VOTES in batch else []
+    def sum_over_devices(tree):
+      nonlocal votes
+      tree, votes = _sum_over_devices((tree, votes))
+      return tree
+    state, sums = step(state, batch, sum_over_devices)
+    return state, (sums, *votes) if votes else sums
+
+  if _debugging():
+    return lambda state, batch: voting_step(state, _only_shard(batch))
+  compiled = jax.pmap(
+      voting_step, AXIS, in_axes=(None, 0), out_axes=(None, None),
+      devices=devices, donate_argnums=0)
+  if devices is not None or jax.default_backend() != 'cpu':
+    return compiled
+  # One thread a device, as in `environment`: queued steps would take those that
+  # the others' all-reduce waits for, and never end.
+  return lambda state, batch: compiled(jax.block_until_ready(state), batch)
+
+
+def data_parallel_forward(function: Callable[[Any, Any], Any],
+            devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Compiles function(params, batch) -> rows; the rows keep the device axis.
+
+  `devices` as in `data_parallel`.
+  """
+  if _debugging():
+    return lambda params, batch: function(params, _only_shard(batch))
+  return jax.pmap(
+      function, AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
+
+
+def _sum_over_devices(tree: Any) -> Any:
+  """Adds up a tree over the devices, inside a `data_parallel` step."""
+  if _debugging():
+    return tree
+  # One vector is one all-reduce; over gloo a tree costs one round trip a leaf.
+  vector, unravel = ravel_pytree(tree)
+  return unravel(jax.lax.psum(vector, AXIS))
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+  """Derives one PRNG key for each of this device's rows.
+
+  A key depends on the row's place in the global batch, not on the number of
+  devices, so dropout is the same on any of them.
+  """
+  device = 0 if _debugging() else jax.lax.axis_index(AXIS)
+  place = device * rows + jax.numpy.arange(rows)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+
+
+def _only_shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {k: v[0] for k, v in batch.items()}

@@ -1,0 +1,77 @@
+"""Which processes take part: told by flags, found on SLURM and Cloud TPUs."""
+
+import glob
+import os
+import urllib.request
+
+from flax_imdb.errors import UserError
+
+
+def check_flags(coordinator_address: str | None, num_processes: int | None,
+          process_id: int | None) -> None:
+  """Checks the three flags; without any of them there is nothing to check.
+
+  Raises:
+    UserError: some are missing or out of range.
+  """
+  flags = {'coordinator_address': coordinator_address,
+           'num_processes': num_processes, 'process_id': process_id}
+  missing = [f'--{name}' for name, value in flags.items() if value is None]
+  if len(missing) == 3:
+    return
+  if missing:
+    raise UserError(f'several processes also need {" and ".join(missing)}')
+  assert coordinator_address and num_processes is not None
+  assert process_id is not None
+  if not 1 <= num_processes < 1 << 16:
+    raise UserError(f'--num_processes={num_processes}: must be at least 1, and '
+                    f'under {1 << 16}')
+  if not 0 <= process_id < num_processes:
+    raise UserError(f'--process_id={process_id}: must be 0 to '
+                    f'{num_processes - 1}, one less than --num_processes')
+  host, _, port = coordinator_address.rpartition(':')
+  if not host or not (port.isascii() and port.isdigit()
+                      and 0 < int(port) < 65536):
+    raise UserError(f'--coordinator_address={coordinator_address}: write it as '
+                    'HOST:PORT, such as 10.0.0.1:8476, the same everywhere')
+
+
+def ask_cluster(seconds: int) -> tuple | None:
+  """Asks SLURM or the Cloud TPU; None if this is the only process.
+
+  Args:
+    seconds: how long the cluster may take to answer.
+
+  Returns:
+    (address of process 0, how many processes, which one this is, its local
+    devices or None for all of them).
+  """
+  method = _cluster()
+  if method is None:
+    return None
+  from jax._src import clusters  # jax has no public name for it
+  return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      None, None, None, None, method, seconds)
+
+
+def _cluster() -> str | None:
+  """The cluster, as jax names it; None if this is the only process."""
+  env = os.environ
+  if 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env:
+    return 'slurm' if int(env.get('SLURM_NTASKS', '1')) > 1 else None
+  if (env.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu'
+      or not (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))):
+    return None
+  slices = int(env.get('MEGASCALE_NUM_SLICES') or 1)
+  hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
+  if hosts:
+    return 'gketpu' if ',' in hosts or slices > 1 else None
+  request = urllib.request.Request(
+      'http://metadata.google.internal/computeMetadata/v1/instance/attributes/'
+      'worker-network-endpoints', headers={'Metadata-Flavor': 'Google'})
+  try:
+    with urllib.request.urlopen(request, timeout=2) as response:
+      hosts = response.read().decode()
+  except OSError:  # no Cloud TPU VM
+    return None
+  return 'gcetpu' if ',' in hosts or slices > 1 else None

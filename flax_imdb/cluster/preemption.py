@@ -1,0 +1,126 @@
+"""SIGTERM and SIGINT: finish the step, save, leave; the second leaves at once.
+
+Cloud machines are taken away with a SIGTERM and seconds to spare; a person
+presses Ctrl-C. While a run holds what is not yet saved, both mean the same. Of
+several processes one may get the signal, and all must stop at the same step.
+"""
+
+import collections
+from collections.abc import Callable, Iterator
+import contextlib
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+
+from flax_imdb.cluster import devices, processes
+from flax_imdb.errors import Preempted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+  """Whether the run has been asked to stop, the same in all processes.
+
+  One process knows by itself. Several vote in each train step, whose all-reduce
+  adds the votes up, and look at those of the same step.
+
+  Attributes:
+    signal: the name of the one that this process got, such as 'SIGTERM'; None
+      as long as there was none.
+  """
+
+  def __init__(self, look_every: int):
+    """Looks at the votes each so many steps, and at those of as many before.
+
+    So the queue of an accelerator never runs dry for it.
+    """
+    self.signal: str | None = None
+    self._several = processes.count() > 1
+    self._look_every = look_every
+    self._votes: collections.deque = collections.deque(maxlen=look_every)
+    self._steps = 0
+    self._agreed = False
+
+  def voting(self, train_step: Callable[[Any, dict], Any]) -> Callable:
+    """Lets each call of a `devices.data_parallel` step carry a vote."""
+    def step(state, batch):
+      votes = np.full_like(batch['weights'], self.signal is not None)
+      state, (sums, total) = train_step(state, batch | {devices.VOTES: votes})
+      self._votes.append(total)
+      self._steps += 1
+      return state, sums
+    return step if self._several else train_step
+
+  def agreed(self, wait: bool = False) -> bool:
+    """Whether all stop now, before the next step.
+
+    Args:
+      wait: look at the votes of the last step, though they may be under way.
+    """
+    if not self._several:
+      return self.signal is not None
+    if self._votes and (wait or self._steps % self._look_every == 0):
+      seen = self._votes[-1 if wait else 0]
+      self._agreed |= bool(devices.to_host(seen) > 0)
+    return self._agreed
+
+  def leave_if_asked(self, step: int, steps_total: int) -> None:
+    """Ends the run, whose `step` is saved, if any process got a signal.
+
+    Raises:
+      Preempted: one did; in all processes.
+    """
+    signals = {name for name in processes.gather(self.signal or '') if name}
+    if signals:
+      raise Preempted(
+          f'stopped by {" and ".join(sorted(signals))} after step {step} of '
+          f'{steps_total}, which is saved: the same command goes on from there')
+
+
+@contextlib.contextmanager
+def deferred(look_every: int) -> Iterator[Stop]:
+  """Holds back SIGTERM and SIGINT while the context lasts.
+
+  Args:
+    look_every: steps, see `Stop`.
+
+  Yields:
+    What the first signal is noted in. The second ends the process at once, with
+    128 + its number as status, also while jax compiles and Python can't run a
+    handler.
+  """
+  stop = Stop(look_every)
+
+  def note(number, frame):
+    del frame
+    stop.signal = signal.Signals(number).name
+
+  # Python's handlers wait for the main thread to leave C++. What Python writes
+  # to this pipe at once a thread can read meanwhile.
+  read_end, write_end = os.pipe()
+  os.set_blocking(write_end, False)
+  count = 0
+
+  def watch():
+    nonlocal count
+    while number := os.read(read_end, 1):
+      count += number[0] in _SIGNALS
+      if count > 1:
+        os._exit(128 + number[0])
+
+  handlers = {number: signal.signal(number, note) for number in _SIGNALS}
+  wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+  watcher = threading.Thread(target=watch, daemon=True)
+  watcher.start()
+  try:
+    yield stop
+  finally:
+    signal.set_wakeup_fd(wakeup)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    os.close(write_end)  # the watcher reads the end of the file
+    watcher.join()
+    os.close(read_end)

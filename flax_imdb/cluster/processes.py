@@ -1,0 +1,207 @@
+"""Several processes: how they meet, what they agree on and how they part.
+
+jax is imported only where it is needed: it must come after
+`environment.configure`. With one process nothing here costs anything.
+"""
+
+from collections.abc import Callable
+import contextlib
+import itertools
+import secrets
+import socket
+import sys
+import time
+
+from flax_imdb.cluster import discovery
+from flax_imdb.cluster.watchdog import Watchdog
+from flax_imdb.errors import UserError
+from flax_imdb.storage import cache, files
+
+# How long the processes wait for one another at the start, in seconds.
+MEET_SECONDS = 120
+_DAY_MS = 24 * 3600 * 1000  # the watchdog ends what would wait for ever
+# How long a file that another host made may take to be seen.
+_SEE_SECONDS = 3
+
+_watchdog: Watchdog | None = None
+_rounds = itertools.count()
+
+
+def index() -> int:
+  """Which process this is; process 0 writes the files."""
+  return _watchdog.index if _watchdog else 0
+
+
+def count() -> int:
+  """How many processes take part in this run."""
+  return _watchdog.count if _watchdog else 1
+
+
+def initialize(coordinator_address: str | None, num_processes: int | None,
+               process_id: int | None) -> None:
+  """Meets the other processes, before anything touches a device.
+
+  The arguments are the flags, which `discovery.check_flags` has seen; without
+  them SLURM or the Cloud TPU is asked, and elsewhere there is one process.
+
+  Raises:
+    UserError: process 0 can't listen, or is not to be reached.
+  """
+  global _watchdog
+  devices = None
+  if num_processes is None:
+    found = discovery.ask_cluster(MEET_SECONDS)
+    if found is None:
+      return
+    coordinator_address, num_processes, process_id, devices = found
+  if num_processes == 1:
+    return
+  import jax
+  from jax._src import distributed
+
+  assert coordinator_address and num_processes and process_id is not None
+  if process_id == 0:
+    _check_free(coordinator_address)
+  else:
+    _reach(coordinator_address)
+  watchdog = Watchdog(process_id, num_processes)
+  watchdog.catch_abort(
+      f'the {num_processes} processes did not all meet at '
+      f'{coordinator_address} within {MEET_SECONDS} s: start each of them '
+      'once, with its own --process_id')
+  # jax would take SIGTERM for itself; `preemption` handles it.
+  jax.config.update('jax_enable_preemption_service', False)
+  jax.distributed.initialize(
+      coordinator_address, num_processes, process_id, local_device_ids=devices,
+      initialization_timeout=MEET_SECONDS)
+  watchdog.start(distributed.global_state.client)
+  _watchdog = watchdog
+
+
+def _check_free(address: str) -> None:
+  """Raises a UserError if this process can't listen there; jax crashes."""
+  port = int(address.rpartition(':')[2])
+  try:
+    if socket.has_dualstack_ipv6():
+      socket.create_server(
+          ('', port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+    else:
+      socket.create_server(('', port)).close()
+  except OSError as e:
+    raise UserError(f'process 0 cannot listen on port {port} ({e.strerror}): '
+                    'give another --coordinator_address to all') from e
+
+
+def _reach(address: str) -> None:
+  """Waits until process 0 listens; jax aborts if it never does.
+
+  Raises:
+    UserError: it does not within `MEET_SECONDS`.
+  """
+  host, _, port = address.rpartition(':')
+  end = time.monotonic() + MEET_SECONDS
+  while True:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), 2).close()
+      return
+    except OSError as e:
+      if time.monotonic() > end:
+        raise UserError(
+            f'cannot reach process 0 at {address} within {MEET_SECONDS} s '
+            f'({e}): is it started, and --coordinator_address right?') from e
+    time.sleep(0.1)
+
+
+def gather(value: str) -> list[str]:
+  """The values of all processes, by their index; all must call this."""
+  if _watchdog is None:
+    return [value]
+  client, place = _watchdog.client, f'gather/{next(_rounds)}'
+  client.key_value_set(f'{place}/{index()}', value)
+  return [client.blocking_key_value_get(f'{place}/{i}', _DAY_MS)
+          for i in range(count())]
+
+
+def check_shared(directory: str) -> None:
+  """Checks that all processes see the directory of process 0.
+
+  Raises:
+    UserError: some do not; in all processes.
+  """
+  if count() == 1:
+    return
+  token = files.as_path(directory) / f'.{gather(secrets.token_hex(16))[0]}'
+  if index() == 0:
+    token.touch()
+  gather('')  # it is there
+  end = time.monotonic() + _SEE_SECONDS
+  while not token.exists() and time.monotonic() < end:
+    time.sleep(0.1)
+  seen = gather('yes' if token.exists() else '')
+  if index() == 0:
+    token.unlink()
+  if not all(seen):
+    blind = ', '.join(str(i) for i, yes in enumerate(seen) if not yes)
+    raise UserError(f'the workdir is not shared: process {blind} does not see '
+                    'what process 0 writes: give all the same --workdir, on a '
+                    'file system that all hosts mount')
+
+
+def check_same(what: str, digest: Callable[[], str]) -> None:
+  """Checks that something is the same in all processes.
+
+  Args:
+    what: names it.
+    digest: called for one string for all of it, if there are several.
+
+  Raises:
+    UserError: it is not; in all processes.
+  """
+  if count() == 1:
+    return
+  digests = gather(digest())
+  others = [str(i) for i, d in enumerate(digests) if d != digests[0]]
+  if others:
+    raise UserError(f'process {", ".join(others)} has another {what} than '
+                    'process 0: start all with the same flags and data')
+
+
+def one_at_a_time() -> contextlib.AbstractContextManager[None]:
+  """Lets processes that share a cache through one after another."""
+  return cache.lock() if count() > 1 else contextlib.nullcontext()
+
+
+def report_alive(step: int | None = None) -> None:
+  """Tells the watchdog that this process is not stuck, and its step."""
+  if _watchdog:
+    _watchdog.report_alive(step)
+
+
+def shut_down() -> None:
+  """Waits until all processes are done, and parts from them."""
+  global _watchdog
+  if _watchdog is None:
+    return
+  import jax
+  gather('done')
+  _watchdog.stop()
+  jax.distributed.shutdown()
+  _watchdog = None
+
+
+def end_all(message: str, status: int) -> None:
+  """Ends all processes, each with one line; returns if there is but one."""
+  if _watchdog:
+    _watchdog.end(message, status, f'process {index()}: {message}')
+
+
+def end_all_after(error: Exception) -> None:
+  """Ends all processes after an error that a lost one may have caused.
+
+  Returns if there is but one.
+  """
+  if _watchdog is None:
+    return
+  _watchdog.wait_for_the_lost()
+  sys.excepthook(type(error), error, error.__traceback__)
+  end_all(f'{type(error).__name__}: {error}', 1)

@@ -1,0 +1,173 @@
+"""IMDB: its archive and its tfds builder; neither needs TensorFlow.
+
+Importing this module imports tfds (0.3 s), so `sources` imports it late.
+"""
+
+from collections.abc import Callable, Iterator
+import http.client
+import io
+import pathlib
+import queue
+import re
+import shutil
+import socket
+import tarfile
+import threading
+from typing import Any, BinaryIO
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+import zlib
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import resource
+from tensorflow_datasets.core.download.checksums import compute_url_info
+from tensorflow_datasets.datasets.imdb_reviews import (
+  imdb_reviews_dataset_builder as stock,
+)
+
+from flax_imdb.errors import UserError
+
+_PROBE_SECONDS = 3  # tfds alone tries a dead network for 204 s
+_STALL_SECONDS = 30  # the longest silence in a download
+_REVIEW = re.compile(r'aclImdb/(train|test)/(neg|pos|unsup)/[^/]+\.txt')
+
+
+def provide_archive(
+    downloads: pathlib.Path, announce: Callable[[str], None]
+) -> None:
+  """Puts IMDB's archive where tfds looks for it, if it is not there yet.
+
+  tfds' own downloader has no timeout, makes ten retries and leaves a broken
+  download lying about; this one gives up at once and leaves nothing.
+
+  Args:
+    downloads: tfds' download directory.
+    announce: is told in one line what is downloaded.
+
+  Raises:
+    UserError: the network or the server failed, or the archive is another.
+    OSError: the directory can't be written.
+  """
+  ((url, info),) = ImdbReviews.url_infos.items()
+  cached = resource.get_dl_fname(url, info.checksum)
+  if any(
+      resource.is_locally_cached(folder / cached)
+      for folder in (downloads / ImdbReviews.name, downloads)
+  ):
+    return  # stock tfds has downloaded it, and checked it
+  # The place for archives put there by hand; stock tfds looks there too.
+  archive = downloads / 'manual' / info.filename
+  if archive.exists():
+    if compute_url_info(archive).checksum != info.checksum:
+      raise UserError(f'{archive} has the wrong SHA-256: delete it, run again')
+    return
+  fix = (
+      f'run again, put {info.filename} in {archive.parent}, set TFDS_DATA_DIR'
+      f' to a directory that holds {ImdbReviews.name}, or use'
+      ' --config=configs/quickstart.py, which needs no network'
+  )
+  archive.parent.mkdir(parents=True, exist_ok=True)
+  part = archive.with_name(f'incomplete.{uuid.uuid4().hex}')
+  try:
+    _probe(url)
+    announce(f'downloading {url} ({info.size / 1e6:.0f} MB)')
+    opener = urllib.request.build_opener()  # urlopen's keeps an old proxy
+    with (
+        opener.open(url, timeout=_STALL_SECONDS) as response,
+        part.open('wb') as file,
+    ):
+      shutil.copyfileobj(response, file)
+    got = compute_url_info(part)
+    if got.size < int(response.headers.get('Content-Length') or 0):
+      raise ConnectionError(f'the connection closed after {got.size} bytes')
+    if got.checksum != info.checksum:
+      raise UserError(
+          f'{url} sent another file than expected (its SHA-256 starts with'
+          f' {got.checksum[:8]}, not {info.checksum[:8]}): {fix}'
+      )
+    part.replace(archive)
+  except (
+      urllib.error.URLError,
+      http.client.HTTPException,
+      ConnectionError,
+      TimeoutError,
+  ) as error:
+    if isinstance(error, urllib.error.HTTPError):
+      error.close()  # it holds the connection
+    raise UserError(f'cannot download {url} ({error}): {fix}') from error
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _probe(url: str) -> None:
+  """Checks that the URL's host, or the proxy to it, takes a connection.
+
+  Raises:
+    ConnectionError: it did not within `_PROBE_SECONDS`.
+  """
+  parts = urllib.parse.urlsplit(url)
+  proxy = urllib.request.getproxies().get(parts.scheme)
+  if proxy and not urllib.request.proxy_bypass(parts.netloc):
+    parts = urllib.parse.urlsplit(proxy if '://' in proxy else f'//{proxy}')
+  host, port = parts.hostname, parts.port
+  port = port or (443 if parts.scheme == 'https' else 80)
+  answer: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+  def connect():
+    try:
+      socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+      answer.put(None)
+    except OSError as error:
+      answer.put(error.strerror or error)
+
+  # In a thread, since no timeout reaches the look-up of a name.
+  threading.Thread(target=connect, daemon=True).start()
+  try:
+    failure = answer.get(timeout=_PROBE_SECONDS)
+  except queue.Empty:
+    failure = f'no answer in {_PROBE_SECONDS} s'
+  if failure:
+    raise ConnectionError(f'{host}:{port}: {failure}')
+
+
+def read_archive(path: Any) -> Iterator[tuple[str, BinaryIO]]:
+  """Yields (name in the archive, content) of each review; extracts nothing.
+
+  Args:
+    path: the aclImdb .tar.gz file.
+
+  Raises:
+    UserError: the archive is damaged.
+  """
+  try:
+    with tarfile.open(path, 'r|gz') as archive:
+      for member in archive:
+        if member.isfile() and _REVIEW.fullmatch(member.name):
+          content = archive.extractfile(member)
+          assert content  # a regular file has one
+          yield member.name, io.BytesIO(content.read())
+  except (tarfile.TarError, EOFError, zlib.error) as error:
+    raise UserError(
+        f'{path} is damaged ({error}): delete it and run again'
+    ) from error
+
+
+class ImdbReviews(  # type: ignore[call-arg]
+    stock.Builder, skip_registration=True):
+  """tfds' own imdb_reviews, but for the code that reads the archive.
+
+  Examples, keys and directory are the stock builder's, so what either prepares
+  the other reads, in the same order.
+  """
+
+  name = 'imdb_reviews'
+  # tfds looks for these two beside the class: without them it would neither
+  # find the description nor, silently, check the archive's SHA-256.
+  pkg_dir_path = tfds.core.Path(stock.__file__).parent
+  url_infos = stock.Builder.url_infos
+
+  def _split_generators(self, dl_manager):
+    dl_manager.iter_archive = read_archive  # the stock one needs TensorFlow
+    return super()._split_generators(dl_manager)

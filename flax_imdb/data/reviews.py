@@ -1,0 +1,205 @@
+"""Reviews as ragged token ids: the splits of a data set, kept in the cache.
+
+The cache is keyed by everything that its content depends on, and written to a
+temporary name and renamed: a stale or half-written file is never read.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import time
+
+from ml_collections import ConfigDict
+import numpy as np
+from tokenizers import Tokenizer
+
+from flax_imdb.cluster import processes
+from flax_imdb.data import sources
+from flax_imdb.data.tokenizer import (
+  VERSION,
+  encode,
+  fit_tokenizer,
+  load_tokenizer,
+  save_tokenizer,
+)
+from flax_imdb.errors import UserError
+from flax_imdb.storage import cache, files, npz
+
+LABELS = ('negative', 'positive')  # what the labels 0 and 1 are called
+SPLITS = ('train', 'validation', 'test')
+
+Announce = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reviews:
+  """The n reviews of a split as ragged token ids.
+
+  Attributes:
+    ids: unsigned [tokens of all reviews] token ids, one review after another.
+    offsets: int64 [n + 1]; review i is ids[offsets[i]:offsets[i + 1]].
+    labels: int8 [n], 1 positive, 0 negative.
+  """
+  ids: np.ndarray
+  offsets: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, rows: slice) -> 'Reviews':
+    """The reviews of a contiguous slice; a view, nothing is copied."""
+    start, stop, _ = rows.indices(len(self))
+    return Reviews(
+        self.ids, self.offsets[start:stop + 1], self.labels[start:stop])
+
+  def lengths(self, max_length: int) -> np.ndarray:
+    """int64 [n] tokens of each review once cut at `max_length`."""
+    return np.minimum(np.diff(self.offsets), max_length)
+
+
+def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
+                   labels: np.ndarray | None = None) -> Reviews:
+  """Encodes n texts at full length.
+
+  Args:
+    tokenizer: of `fit_tokenizer`.
+    texts: the reviews.
+    labels: int8 [n]; without them all are 0.
+  """
+  rows = encode(tokenizer, texts)
+  # Two bytes an id halve the file and the memory.
+  dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+  return Reviews(
+      ids=np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype),
+      offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
+      labels=np.zeros(len(rows), np.int8) if labels is None else labels)
+
+
+def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
+  """The tokenizer of the training reviews, validation left out.
+
+  Args:
+    config: the whole config; `config.data` is used.
+    announce: called with one line about each thing that takes time.
+
+  Raises:
+    UserError: the data set can't be had; says what to do.
+  """
+  with processes.one_at_a_time():
+    data = config.data
+    fingerprint = sources.prepare(data.name, announce)
+    path = _cache_path(
+        f'{data.name}-tokenizer', fingerprint, data.train_split,
+        data.validation_fraction, data.vocab_size, VERSION)
+    path = path.with_suffix('.json')
+    if path.exists():
+      try:
+        return load_tokenizer(path, data.vocab_size)
+      except UserError as e:
+        announce(f'{e}; making it again')
+    start = time.perf_counter()
+    texts, labels = sources.read_texts(data.name, data.train_split)
+    train, _ = _divide(len(labels), data.validation_fraction)
+    tokenizer = fit_tokenizer(texts[train], data.vocab_size)
+    save_tokenizer(tokenizer, path)
+    announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
+             f'{train.stop:,} reviews in {time.perf_counter() - start:.1f} s')
+    return tokenizer
+
+
+def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
+                splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
+  """Reads the splits that are asked for; each file once.
+
+  Args:
+    config: the whole config; `config.data` is used.
+    tokenizer: encodes the reviews.
+    announce: called with one line about each thing that takes time.
+    splits: some of `SPLITS`. Validation is the last part of the training
+      reviews in tfds' order, which tfds has shuffled once and for all.
+
+  Raises:
+    UserError: the data can't be had, or a split is empty.
+  """
+  with processes.one_at_a_time():
+    data = config.data
+    fingerprint = sources.prepare(data.name, announce)
+    encoded = functools.partial(
+        _encoded, data.name, fingerprint, tokenizer, announce)
+    found = {}
+    if {'train', 'validation'} & {*splits}:
+      reviews = encoded(data.train_split)
+      train, validation = _divide(len(reviews), data.validation_fraction)
+      found = {'train': reviews[train], 'validation': reviews[validation]}
+    if 'test' in splits:
+      found['test'] = encoded(data.test_split)
+  for split in splits:
+    if not len(found[split]):
+      field = 'test_split' if split == 'test' else 'train_split'
+      raise UserError(
+          f'the {split} split has no reviews: see config.data.{field} and '
+          'config.data.validation_fraction')
+  return {split: found[split] for split in splits}
+
+
+def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
+  """One string for all that training reads."""
+  digest = hashlib.sha256(tokenizer.to_str().encode())
+  for array in (reviews.ids, reviews.offsets, reviews.labels):
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.hexdigest()
+
+
+def _divide(n: int, validation_fraction: float) -> tuple[slice, slice]:
+  """The slices of n training rows that train and that validate."""
+  train = n - round(n * validation_fraction)
+  return slice(0, train), slice(train, n)
+
+
+def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
+             announce: Announce, tfds_split: str) -> Reviews:
+  """All reviews of a tfds split, from the cache if it holds them."""
+  path = _cache_path(
+      name, fingerprint, tfds_split, tokenizer.to_str(), VERSION)
+  path = path.with_suffix('.npz')
+  if path.exists():
+    try:
+      # It is not packed: what claims to be larger than the file is damaged.
+      arrays = npz.read_arrays(path, path.stat().st_size)
+      reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
+      _check_reviews(reviews, tokenizer.get_vocab_size())
+      return reviews
+    except npz.ERRORS as e:
+      announce(f'{path} is damaged ({e}); making it again')
+  start = time.perf_counter()
+  texts, labels = sources.read_texts(name, tfds_split)
+  reviews = encode_reviews(tokenizer, texts, labels)
+  content = io.BytesIO()
+  np.savez(content, ids=reviews.ids, offsets=reviews.offsets, labels=labels)
+  files.write(path, content.getvalue())
+  announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
+           f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
+  return reviews
+
+
+def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
+  """Raises ValueError where jax, which clips an index, would read on."""
+  ids, offsets, labels = reviews.ids, reviews.offsets, reviews.labels
+  if ((ids.ndim, offsets.shape, offsets.dtype, labels.ndim, labels.dtype)
+      != (1, (len(labels) + 1,), np.int64, 1, np.int8)
+      or ids.dtype.kind != 'u' or ids.max(initial=0) >= vocab_size
+      or offsets[0] != 0 or offsets[-1] != len(ids)
+      or (np.diff(offsets) < 1).any()  # a review has at least its start
+      or not np.isin(labels, (0, 1)).all()):
+    raise ValueError('its ids, offsets or labels are no reviews')
+
+
+def _cache_path(name: str, *key) -> pathlib.Path:
+  """A name for something that depends on `key`; the suffix is to be added."""
+  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+  return cache.directory() / 'ids' / f'{name}-{digest}'

@@ -1,0 +1,1 @@
+"""Frozen parameters: evaluate, predict, export."""

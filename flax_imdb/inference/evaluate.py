@@ -1,0 +1,122 @@
+"""Frozen parameters and reviews in, logits and scores out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from flax_imdb.checkpoint import run
+from flax_imdb.cluster import processes
+from flax_imdb.cluster.devices import (
+  data_parallel_forward,
+  gather_rows,
+  own_rows,
+  shard,
+)
+from flax_imdb.data.batches import eval_batches
+from flax_imdb.data.reviews import Reviews, load_splits
+from flax_imdb.model import classifier
+from flax_imdb.terminal import CompileClock
+
+Logits = Callable[[Any, Reviews], np.ndarray]
+
+
+def make_forward(model: classifier.SentimentClassifier,
+                 devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Makes forward(params, batch) -> float32 [devices, rows] logits.
+
+  The batch holds ids and lengths, after `devices.shard`; `devices` as in
+  `devices.data_parallel`.
+  """
+  def apply(params, batch):
+    return model.apply({'params': params}, batch['ids'], batch['lengths'])
+  return data_parallel_forward(apply, devices)
+
+
+def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
+                compiled: CompileClock) -> Logits:
+  """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
+
+  `params` are replicated parameters. Each review goes through the model once;
+  what fills up the last batch is thrown away. A review's logit does not depend
+  on the number of devices, nor, as long as padding is masked, on its batch.
+  Each process works on its own rows, and all get the logits of all.
+  """
+  forward = compiled.wrap(make_forward(model))
+
+  def logits(params: Any, reviews: Reviews) -> np.ndarray:
+    places: list[np.ndarray] = []
+    fetched: list[np.ndarray] = []
+    running: jax.Array | None = None
+    def fetch():
+      if running is not None:
+        fetched.append(np.asarray(running).reshape(-1))
+    for rows, batch in eval_batches(
+        reviews, config.global_batch_size, config.data.bucket_width,
+        config.data.max_length, own_rows(config.global_batch_size)):
+      batch = {k: batch[k] for k in ('ids', 'lengths')}
+      values = forward(params, shard(batch))
+      fetch()  # the batch before: the devices already work on this one
+      running = values
+      places.append(rows)
+      processes.report_alive()
+    fetch()
+    result = np.empty(len(reviews), np.float32)
+    for rows, all_values in zip(
+        places, gather_rows(np.array(fetched)), strict=True):
+      result[rows] = all_values[:len(rows)]
+    return result
+
+  return logits
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+  """Mean loss and accuracy over all reviews.
+
+  Args:
+    logits: float [n].
+    labels: int [n], 0 or 1.
+
+  Returns:
+    loss: binary cross entropy in nats, added up in float64; accuracy: share of
+    reviews on the right side of 0; n.
+  """
+  z = logits.astype(np.float64)
+  with np.errstate(invalid='ignore'):  # of infinite logits the mean is NaN
+    losses = np.logaddexp(0, z) - z * labels
+  return {'loss': float(losses.mean()),
+          'accuracy': float(((z > 0) == (labels > 0)).mean()), 'n': len(z)}
+
+
+def score_text(split: str, result: dict[str, float]) -> str:
+  """One line about what `score` returned."""
+  return (f'{split}: loss {result["loss"]:.4f}  accuracy '
+          f'{result["accuracy"]:.4f}  on {result["n"]:,} reviews')
+
+
+def evaluate_run(workdir: str, which: str | None, split: str,
+                 introduce: Callable[[ConfigDict], None],
+                 announce: Callable[[str], None]) -> None:
+  """Tells the scores of a run directory on a split.
+
+  Args:
+    workdir: the run directory.
+    which: as in `run.restore`.
+    split: one of `SPLITS`.
+    introduce: told the run's config before anything takes time.
+    announce: told the rest.
+
+  Raises:
+    UserError: as `run.restore` and `load_splits`.
+  """
+  restored = run.restore(workdir, which)
+  introduce(restored.config)
+  reviews = load_splits(
+      restored.config, restored.tokenizer, announce, [split])[split]
+  compiled = CompileClock()
+  logits = make_logits(restored.config, restored.model, compiled)
+  result = score(logits(restored.params, reviews), reviews.labels)
+  announce(f'step {restored.step}{compiled.take()}')
+  announce(score_text(split, result))

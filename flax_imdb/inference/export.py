@@ -1,0 +1,115 @@
+"""A run directory to what other programs read."""
+
+import json
+from typing import Any
+
+import jax
+from jax import export
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from tokenizers import Tokenizer
+
+from flax_imdb.checkpoint import run
+from flax_imdb.cluster import devices
+from flax_imdb.data.reviews import LABELS
+from flax_imdb.data.tokenizer import PADDING_ID
+from flax_imdb.errors import UserError
+from flax_imdb.model import classifier, keras_weights
+from flax_imdb.storage import files
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def export_stablehlo(workdir: str, which: str | None) -> str:
+  """Writes a directory that needs neither this package nor Flax.
+
+  In it are model.stablehlo, the bytes of `program`; tokenizer.json, of
+  `serving_tokenizer`; and model.json: labels, and the threshold over which a
+  logit means the second of them; rows, the reviews of one call with which
+  predict computes on a device of this machine; step, of the parameters.
+
+  Args:
+    workdir: the run directory; the other one becomes its export/.
+    which: as in `run.restore`.
+
+  Returns:
+    One line that says what was written.
+
+  Raises:
+    UserError: the run can't be opened, or the directory can't be written.
+  """
+  restored = run.restore(workdir, which)
+  config, folder = restored.config, files.as_path(workdir) / 'export'
+  about = {'labels': LABELS, 'threshold': 0.0,
+           'rows': config.global_batch_size // jax.local_device_count(),
+           'step': restored.step}
+  files.write(folder / 'tokenizer.json', serving_tokenizer(
+      restored.tokenizer, config))
+  files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')
+  files.write(folder / 'model.stablehlo', program(
+      restored.model, devices.to_host(restored.params)))
+  return f'wrote step {restored.step} to {folder}'
+
+
+def program(model: classifier.SentimentClassifier, params: Any) -> bytes:
+  """Serialises logits(ids, lengths), for any B, T and any of `PLATFORMS`.
+
+  Args:
+    model: holds no arrays.
+    params: a nested dict of NumPy arrays, which become part of the program.
+
+  Returns:
+    What `jax.export.deserialize` reads: XLA's operations, no pickle. Its
+    `call` takes int32 ids [B, T] and lengths [B] as the model does, and
+    returns float32 [B].
+  """
+  def logits(ids, lengths):
+    # XLA would work on constants ahead of time, and round otherwise than it
+    # does where the parameters are arguments.
+    variables = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, params))
+    return model.apply({'params': variables}, ids, lengths)
+
+  rows, width = export.symbolic_shape('rows, width')
+  with jax.disable_jit(False):  # config.debug may have turned jit off
+    exported = export.export(jax.jit(logits), platforms=PLATFORMS)(
+        jax.ShapeDtypeStruct((rows, width), 'i4'),
+        jax.ShapeDtypeStruct((rows,), 'i4'))
+  return bytes(exported.serialize())
+
+
+def serving_tokenizer(tokenizer: Tokenizer, config: ConfigDict) -> str:
+  """The tokenizer as JSON, with what `batches` does to ids as part of it.
+
+  `encode_batch` then cuts reviews at data.max_length and pads them to the
+  longest, rounded up to data.bucket_width, or to data.max_length without.
+  """
+  copy = Tokenizer.from_str(tokenizer.to_str())
+  data = config.data
+  copy.enable_truncation(data.max_length)
+  copy.enable_padding(
+      pad_id=PADDING_ID, pad_token='[PAD]',
+      length=None if data.bucket_width else data.max_length,
+      pad_to_multiple_of=min(data.bucket_width, data.max_length) or None)
+  return copy.to_str(pretty=True)
+
+
+def export_keras(workdir: str, which: str | None) -> str:
+  """Writes keras.npz: what model.set_weights() of the notebook's model takes.
+
+  Args:
+    workdir: the run directory.
+    which: as in `run.restore`.
+
+  Returns:
+    One line that says what was written.
+
+  Raises:
+    UserError: the run can't be opened, or Keras' model can't be like it.
+  """
+  restored = run.restore(workdir, which)
+  if restored.config.model.pooling != 'last':
+    raise UserError('Keras has no place for this model: it needs '
+                    'config.model.pooling=last, as in configs/notebook.py')
+  path = files.as_path(workdir) / 'keras.npz'
+  keras_weights.write_weights(path, devices.to_host(restored.params))
+  return f'wrote step {restored.step} to {path}'

@@ -1,0 +1,141 @@
+"""Raw texts in, labels and probabilities out."""
+
+from collections.abc import Iterator, Sequence
+import json
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from flax_imdb.checkpoint import run
+from flax_imdb.data.reviews import LABELS, encode_reviews
+from flax_imdb.data.tokenizer import UNKNOWN_ID
+from flax_imdb.errors import UserError
+from flax_imdb.inference import evaluate
+from flax_imdb.storage import files
+from flax_imdb.terminal import CompileClock
+
+_PART_CHARACTERS = 1 << 22  # some 2,000 reviews
+# Bytes: some 50,000 reviews of IMDB. They are read whole, so that a mistake in
+# the last one is told before the first is predicted.
+_MOST_BYTES = 64 << 20
+# The longest review of IMDB has 14,000; a million take 80 MB to encode.
+_MOST_CHARACTERS = 1 << 20
+
+
+def predict_run(workdir: str, which: str | None, texts: Sequence[str],
+                as_json: bool) -> None:
+  """Prints a label, a probability and the text for each review.
+
+  Args:
+    workdir: the run directory.
+    which: as in `run.restore`.
+    texts: the reviews.
+    as_json: print a JSON object a line, what `predict` returns.
+
+  Raises:
+    UserError: as `run.restore`; standard output can't be written.
+  """
+  restored = run.restore(workdir, which)
+  logits = evaluate.make_logits(
+      restored.config, restored.model, CompileClock())
+  for part in _parts(texts):
+    for prediction in predict(
+        logits, restored.params, restored.tokenizer, part):
+      with files.writing('standard output'):
+        print(json.dumps(prediction, ensure_ascii=False) if as_json
+              else prediction_text(prediction))
+
+
+def read_reviews(words: Sequence[str], file: str | None) -> list[str]:
+  """Reads the reviews, one from the words or one a line.
+
+  Args:
+    words: of one review; empty to read lines.
+    file: None for standard input.
+
+  Raises:
+    UserError: both are given; the lines can't be read, are none, are too many,
+      too long or not UTF-8.
+  """
+  if words:
+    if file:
+      raise UserError('give a review after the flags or --input, not both')
+    return [' '.join(words)]
+  source = file or 'standard input'
+  try:
+    if file:
+      with open(file, 'rb') as f:
+        raw = f.read(_MOST_BYTES + 1)  # a pipe may never end
+    else:  # None if it is closed
+      raw = sys.stdin.buffer.read(_MOST_BYTES + 1) if sys.stdin else b''
+    if len(raw) > _MOST_BYTES:
+      raise UserError(f'{source} has more than {_MOST_BYTES:,} bytes: divide '
+                      'it, for instance with split -C 64M')
+    text = raw.decode('utf-8')
+  except OSError as e:
+    raise UserError(f'cannot read {source} ({e.strerror})') from e
+  except UnicodeDecodeError as e:
+    line = raw[:e.start].count(b'\n') + 1
+    raise UserError(f'{source} is not UTF-8 in line {line}: convert it, for '
+                    'instance with iconv -t UTF-8') from e
+  if not text:
+    raise UserError(f'{source} is empty: give one review a line')
+  # Not splitlines(), which also splits where a review has a form feed.
+  lines = text.replace('\r\n', '\n').removesuffix('\n').split('\n')
+  for number, review in enumerate(lines, 1):
+    if len(review) > _MOST_CHARACTERS:
+      raise UserError(
+          f'{source} has {len(review):,} characters in line {number}, more '
+          f'than {_MOST_CHARACTERS:,}: give one review a line')
+  return lines
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+  """Divides texts so that the encoding of each part takes 0.3 GB at most."""
+  start = size = 0
+  for stop, words in enumerate(texts, 1):
+    size += len(words) + 1000  # an empty one takes memory, too
+    if size > _PART_CHARACTERS or stop == len(texts):
+      yield texts[start:stop]
+      start, size = stop, 0
+
+
+def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
+            texts: Sequence[str]) -> list[dict[str, Any]]:
+  """Classifies raw texts.
+
+  Returns:
+    For each text its label, the probability that it is positive, the text, and
+    a note where the answer rests on nothing: a text that is empty or holds
+    only words unknown to the tokenizer.
+  """
+  reviews = encode_reviews(tokenizer, texts)
+  predictions = []
+  rows = np.split(reviews.ids, reviews.offsets[1:-1])
+  for words, row, z in zip(
+      texts, rows, logits(params, reviews), strict=True):
+    prediction = {'label': LABELS[int(z > 0)],
+                  'probability': probability(float(z)), 'text': words}
+    if len(row) == 1:
+      prediction['note'] = 'no words'
+    elif (row[1:] == UNKNOWN_ID).all():
+      prediction['note'] = 'only unknown words'
+    predictions.append(prediction)
+  return predictions
+
+
+def probability(logit: float) -> float:
+  """The probability of a positive review: the logistic function."""
+  # exp of a negative number only: it can't overflow.
+  odds = math.exp(-abs(logit))
+  return 1 / (1 + odds) if logit > 0 else odds / (1 + odds)
+
+
+def prediction_text(prediction: dict[str, Any]) -> str:
+  """One line about what `predict` returned for a text."""
+  note = f'  ({prediction["note"]})' if 'note' in prediction else ''
+  return (f'{prediction["label"]} {prediction["probability"]:.3f}  '
+          f'{prediction["text"]}{note}')

@@ -1,0 +1,1 @@
+"""The classifier, from token ids to logits."""

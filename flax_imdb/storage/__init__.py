@@ -1,0 +1,1 @@
+"""Files and their places: disk, bucket and cache."""

@@ -1,0 +1,189 @@
+"""The half of `files` that works in a bucket: gs://BUCKET/DIR.
+
+An object is put in its place whole, so it needs no other name first. The paths
+are `epath.Path`s, which go through gcsfs, as orbax' own do; the arrays go
+through TensorStore, which talks to the store by itself. All that is imported
+for a bucket only.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from typing import Any, BinaryIO
+
+from flax_imdb.errors import StoreError, UserError
+
+# Without the characters that mean something in a pattern or a URL: orbax would
+# write what follows a # or ? to another place.
+_NAME = re.compile(r'gs://([a-z0-9][a-z0-9._-]+[a-z0-9])((?:/[^/#?*\[\]]+)+)')
+_SECONDS = 10  # that a request of `_reach` may take, and its repetitions
+# Whose errors mean that the store was not reached, or refused.
+CLIENTS = ('gcsfs', 'google.api_core', 'google.auth', 'google.cloud',
+           'aiohttp', 'requests')
+_TENSORSTORE = re.compile(
+    '(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED'
+    '|RESOURCE_EXHAUSTED)[^[]*')
+
+
+def absolute(where: str) -> str:
+  """A directory's name as all write it, without a / at its end.
+
+  Raises:
+    UserError: it is none of Google Cloud Storage, or one that not all clients
+      read in the same way.
+  """
+  found = re.sub('(?<!:)/+', '/', where).rstrip('/')
+  parts = found.split('/')
+  if not _NAME.fullmatch(found) or not found.isprintable() or (
+      {'.', '..'} & set(parts)):
+    raise UserError(
+        f'{where}: remote directories are not supported but for '
+        'gs://BUCKET/DIR, with none of # ? * [ ] in it')
+  return found
+
+
+def as_path(where: str) -> Any:
+  """The `epath.Path` of a directory or file, whose bucket is to be reached.
+
+  Raises:
+    UserError: as `absolute`; a package or credentials are missing, or the
+      bucket can't be reached or is not there.
+  """
+  where = absolute(where)
+  # TensorFlow, where it is installed, would be imported to reach the store.
+  os.environ.setdefault('EPATH_USE_TF', 'false')
+  # Another protocol, which needs other rights, for other kinds of buckets.
+  os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+  _reach(where.split('/')[2])
+  from etils import epath
+  return epath.Path(where)
+
+
+@functools.cache
+def _reach(bucket: str) -> None:
+  """Raises a UserError if a bucket can't be reached, once for each."""
+  if not importlib.util.find_spec('gcsfs'):
+    raise UserError('gs:// needs gcsfs: pip install gcsfs, or .[gcs] or .[tpu]')
+  import fsspec
+  import gcsfs  # noqa: F401
+  import google.api_core.exceptions as api
+  import google.auth.exceptions as auth
+  from google.cloud import storage
+
+  # TensorStore and other processes write what a kept listing would not show.
+  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
+  try:
+    # As orbax does, which asks for the kind of bucket it is.
+    storage.Client().get_bucket(
+        bucket, timeout=_SECONDS,
+        retry=storage.retry.DEFAULT_RETRY.with_timeout(_SECONDS))
+  except (auth.DefaultCredentialsError, auth.RefreshError) as e:
+    if e.retryable:
+      raise_failure(e, f'cannot reach gs://{bucket}')
+    raise UserError(
+        f'gs:// needs credentials ({failure(e)}): gcloud auth application-'
+        'default login, or set GOOGLE_APPLICATION_CREDENTIALS') from e
+  except api.NotFound as e:
+    raise UserError(f'there is no bucket gs://{bucket}: make it with gcloud '
+                    f'storage buckets create, or correct its name') from e
+  except api.ClientError as e:
+    raise UserError(
+        f'cannot open gs://{bucket} ({failure(e)}): give the account the roles '
+        'storage.objectUser and storage.legacyBucketReader there') from e
+  except Exception as e:
+    raise_failure(e, f'cannot reach gs://{bucket}')
+    raise
+
+
+def failure(error: Exception) -> str | None:
+  """What the store or the way to it failed with, in a line.
+
+  None for errors that say something of a file, such as that it is missing, and
+  for all that has nothing to do with a store.
+  """
+  if 'gcsfs' not in sys.modules:  # nothing here is remote
+    return None
+  module = type(error).__module__
+  text = ' '.join(str(error).split())
+  if 'os_error_code=' in text:  # TensorStore's, of a local disk
+    return None
+  if found := _TENSORSTORE.match(text):
+    return found[0].strip()[:400]
+  if module.startswith(CLIENTS) or (
+      isinstance(error, OSError) and text.startswith('Forbidden: ')):
+    return (text or type(error).__name__)[:400]
+  return None
+
+
+def raise_failure(error: Exception, what: str) -> None:
+  """Raises a StoreError that says what failed, if `failure` knows why."""
+  if why := failure(error):
+    raise StoreError(f'{what} ({why}): look at the network, and started again '
+                     'it goes on from the last checkpoint') from error
+
+
+def write(path: Any, content: bytes) -> None:
+  """Writes an object."""
+  path.write_bytes(content)
+
+
+def append(path: Any, content: bytes) -> None:
+  """Writes an object anew, with `content` at its end: nothing can be added."""
+  path.write_bytes(path.read_bytes() + content)
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[tuple[BinaryIO | None, int | None]]:
+  """Opens an object to read: it and its bytes, None for a directory."""
+  status = path.stat()
+  if status.is_directory:
+    yield None, None
+  else:
+    with path.open('rb') as f:
+      yield f, status.length
+
+
+def move(source: Any, target: Any) -> None:
+  """Copies all of a directory, then removes it; errors as `failure`."""
+  import fsspec
+
+  store = fsspec.filesystem('gcs')
+  found = store.find(str(source))
+  above = len(str(source).removeprefix('gs://'))
+  store.copy(found, [f'{target}{file[above:]}' for file in found])
+  store.rm(found)
+
+
+def sizes(folder: Any) -> Iterator[tuple[pathlib.PurePosixPath, int]]:
+  """See `files.sizes`."""
+  import fsspec
+
+  found = fsspec.filesystem('gcs').find(str(folder), detail=True)
+  for file, about in found.items():
+    yield pathlib.PurePosixPath(file), about['size']
+
+
+def remove_leftovers(folder: Any, names: str) -> None:
+  """See `files.remove_leftovers`: here `write` leaves none."""
+
+
+class Staging:
+  """See `files.staging`: a temporary directory, whose files are copied."""
+
+  def __init__(self, folder: Any):
+    self._target = folder
+    self._temporary = tempfile.TemporaryDirectory(prefix='flax_imdb_')
+    self.folder = pathlib.Path(self._temporary.name)
+
+  def publish(self) -> None:
+    for file in self.folder.iterdir():
+      (self._target / file.name).write_bytes(file.read_bytes())
+
+  def close(self) -> None:
+    self._temporary.cleanup()

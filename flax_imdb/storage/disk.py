@@ -1,0 +1,100 @@
+"""The half of `files` that works on a disk.
+
+A file is not there or whole, whenever the process or the machine dies.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import stat
+import time
+from typing import BinaryIO
+
+from flax_imdb.errors import UserError
+
+# No process takes as long to write one; one that was killed leaves its own.
+_LEFTOVER_SECONDS = 3600
+
+
+def as_path(where: str) -> pathlib.Path:
+  """See `files.as_path`."""
+  return pathlib.Path(where)
+
+
+def absolute(where: str) -> str:
+  """See `files.absolute`."""
+  try:
+    return str(pathlib.Path(where).absolute())
+  except FileNotFoundError as e:
+    raise UserError('the working directory is no longer there: change to '
+                    'another') from e
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes under a temporary name, then renames; raises OSError."""
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  remove_leftovers(path.parent, path.name, _LEFTOVER_SECONDS)
+  try:
+    with open(temporary, 'wb') as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())  # or a power cut leaves the name without content
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def append(path: pathlib.Path, content: bytes) -> None:
+  """Adds to a file, on disk when this returns; raises OSError."""
+  with open(path, 'ab') as f:
+    f.write(content)
+    f.flush()
+    os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int | None]]:
+  """Opens a file to read: it and its bytes, None if it is no regular one."""
+  # Without O_NONBLOCK a pipe would be waited for.
+  with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:
+    status = os.fstat(f.fileno())
+    yield f, status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a directory, and makes what the target is to stand in."""
+  target.parent.mkdir(exist_ok=True)
+  source.rename(target)
+
+
+def sizes(folder: pathlib.Path) -> Iterator[tuple[pathlib.PurePath, int]]:
+  """See `files.sizes`."""
+  for path in folder.rglob('*'):
+    if path.is_file():
+      yield path, path.stat().st_size
+    elif not path.is_dir():
+      raise ValueError(f'{path.name} is no file')
+
+
+def remove_leftovers(
+    folder: pathlib.Path, names: str, seconds: float = 0) -> None:
+  """See `files.remove_leftovers`."""
+  for file in folder.glob(f'{names}.[0-9]*.tmp'):
+    with contextlib.suppress(FileNotFoundError):  # another one was faster
+      if file.stat().st_mtime <= time.time() - seconds:
+        file.unlink()
+
+
+class Staging:
+  """See `files.staging`: what is made in place need not be published."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+
+  def publish(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass

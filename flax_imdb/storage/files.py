@@ -1,0 +1,162 @@
+"""Files, on a disk or in a bucket: written whole or not at all, read bounded.
+
+`_place` alone asks which of the two a path belongs to. `disk` and `bucket` have
+the same functions, and what one of them lacks the other can't have either.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import re
+from typing import Any
+
+from flax_imdb.errors import UserError
+from flax_imdb.storage import bucket, disk
+
+Path = str | os.PathLike[str]
+
+
+def _place(path: Path) -> Any:
+  """The module that works on this path; looks at the text only."""
+  return bucket if '://' in os.fspath(path) else disk
+
+
+def as_path(where: Path) -> pathlib.Path:
+  """The path of a run directory, or of what is in it.
+
+  Returns:
+    A `pathlib.Path`, or in a bucket an `epath.Path`, which is no subclass of it
+    but has the methods that a run directory needs.
+
+  Raises:
+    UserError: as `bucket.as_path`.
+  """
+  return _place(where).as_path(os.fspath(where))
+
+
+def absolute(where: str) -> str:
+  """A directory's name that does not depend on the working directory.
+
+  Raises:
+    UserError: the working directory is gone; as `bucket.absolute`.
+  """
+  return _place(where).absolute(where)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Names `path` and the fix where what the context writes can't be written.
+
+  Raises:
+    UserError: the disk is full or read-only, or what else an OSError tells.
+    StoreError: the object store failed.
+  """
+  try:
+    yield
+  except BrokenPipeError:  # that a reader has seen enough is no failure
+    raise
+  except Exception as e:
+    bucket.raise_failure(e, f'cannot write {path}')
+    if isinstance(e, OSError):
+      reason = e.strerror or str(e)
+    elif found := re.search(r"os_error_code='(\d+)'", str(e)):  # TensorStore's
+      reason = os.strerror(int(found[1]))
+    else:
+      raise
+    raise UserError(
+        f'cannot write {path} ({reason}): make room, or choose another '
+        'directory with --workdir, or XDG_CACHE_HOME for the cache') from e
+
+
+def write(path: Path, content: str | bytes) -> None:
+  """Writes a file that is whole or not there; text becomes UTF-8.
+
+  Raises:
+    UserError, StoreError: as `writing`.
+  """
+  if isinstance(content, str):
+    content = content.encode()
+  with writing(path):
+    _place(path).write(as_path(path), content)
+
+
+def append(path: Path, content: str) -> None:
+  """Adds text to a file, safe from a power cut when this returns.
+
+  Raises:
+    UserError, StoreError: as `writing`; on a disk a part may be written.
+  """
+  with writing(path):
+    _place(path).append(as_path(path), content.encode())
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a directory; what the target is to stand in is made, too.
+
+  Raises:
+    UserError, StoreError: as `writing`.
+  """
+  with writing(target):
+    _place(target).move(source, target)
+
+
+def read_bytes(path: Path, most: int,
+               fix: str = 'copy the run directory again, or train again'
+               ) -> bytes:
+  """Reads a file that a stranger may have made.
+
+  Args:
+    path: the file; a pipe or a device, which might never end, is refused.
+    most: bytes; a larger file is refused before it is read.
+    fix: what the user can do where it can't be read.
+
+  Raises:
+    UserError: it can't be read, is no regular file or is too large.
+    StoreError: the object store failed.
+  """
+  try:
+    with _place(path).opened(as_path(path)) as (file, size):
+      if size is None:
+        raise UserError(f'cannot read {path} (it is no file): {fix}')
+      if size > most:
+        raise UserError(f'cannot read {path} (its {size:,} bytes are more than '
+                        f'the {most:,} that it may have): {fix}')
+      return file.read(most)
+  except UserError:
+    raise
+  except Exception as e:
+    bucket.raise_failure(e, f'cannot read {path}')
+    if not isinstance(e, OSError):
+      raise
+    reason = e.strerror or 'it is not there'
+    raise UserError(f'cannot read {path} ({reason}): {fix}') from e
+
+
+def sizes(folder: Path) -> Iterator[tuple[pathlib.PurePath, int]]:
+  """Yields name and size in bytes of all files below a directory.
+
+  Raises:
+    ValueError: one is a pipe or a device.
+  """
+  return _place(folder).sizes(as_path(folder))
+
+
+def remove_leftovers(folder: pathlib.Path, names: str) -> None:
+  """Removes what a process that was killed left of `write`.
+
+  Args:
+    folder: where it wrote; other files that end in .tmp are the user's.
+    names: of the files that it wrote, a pattern.
+  """
+  _place(folder).remove_leftovers(folder, names)
+
+
+def staging(folder: Path) -> Any:
+  """A local folder for a library that writes files of its own.
+
+  Returns:
+    An object with `folder`, the local one; `publish()`, which copies its files
+    whole to where they belong; and `close()`.
+  """
+  return _place(folder).Staging(as_path(folder))

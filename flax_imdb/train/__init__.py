@@ -1,0 +1,1 @@
+"""The learning: the step, the optimizer, the loop."""

@@ -1,0 +1,382 @@
+"""The training run: from a config and a run directory to a summary."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from tokenizers import Tokenizer
+
+from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint.manager import Checkpoints, Progress
+from flax_imdb.cluster import devices, preemption, processes
+from flax_imdb.data import sources
+from flax_imdb.data.batches import TrainBatches
+from flax_imdb.data.reviews import (
+  LABELS,
+  Reviews,
+  data_sha256,
+  load_splits,
+  training_tokenizer,
+)
+from flax_imdb.data.tokenizer import load_tokenizer
+from flax_imdb.inference import evaluate, predict
+from flax_imdb.model import classifier
+from flax_imdb.terminal import CompileClock, Rate, Terminal
+from flax_imdb.train.metrics import Metrics
+from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
+from flax_imdb.train.step import TrainState, init_state, make_train_step
+from flax_imdb.train.stopping import EarlyStopping
+from flax_imdb.train.writers import Writers
+
+# The host looks at the metrics and at the votes to stop each so many steps, and
+# then at those of as many steps before: the queue of an accelerator is bounded
+# and never runs dry.
+WAIT_EVERY = 8
+
+
+def train(config: ConfigDict, workdir: str,
+          terminal: Terminal) -> dict[str, Any]:
+  """Trains, or goes on, and evaluates the best weights.
+
+  Args:
+    config: checked by `check_fields`.
+    workdir: the run directory; one that holds a run of this config is resumed.
+    terminal: told what happens.
+
+  Of several processes all do the same, and the first one writes.
+
+  Returns:
+    What summary.json holds.
+
+  Raises:
+    UserError: data, devices or run directory don't fit.
+    FloatingPointError: the loss is no longer finite; nothing was saved since.
+    Preempted: a signal asked for it; the last step's state is saved.
+  """
+  task = _load(config, workdir, terminal)
+  with (preemption.deferred(WAIT_EVERY) as stop,
+        Checkpoints(workdir) as checkpoints):
+    training = _begin_or_resume(task, checkpoints)
+    with Writers(workdir, training.step) as writers:
+      _run_epochs(task, training, checkpoints, writers, stop)
+    return _finish(task, training, checkpoints, stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """What stays as it is while a run trains."""
+  config: ConfigDict
+  workdir: str
+  terminal: Terminal
+  tokenizer: Tokenizer
+  splits: dict[str, Reviews]
+  batches: TrainBatches
+  model: classifier.SentimentClassifier
+  optimizer: Any
+  train_step: Callable[[TrainState, dict], tuple[TrainState, Metrics]]
+  logits: evaluate.Logits
+  compiled: CompileClock
+
+  @property
+  def steps_total(self) -> int:
+    return self.config.num_epochs * self.batches.steps_per_epoch
+
+
+@dataclasses.dataclass
+class _Training:
+  """How far a run has come.
+
+  Attributes:
+    state: on the devices.
+    step: steps done, without asking the devices.
+    progress: what else a checkpoint holds.
+    began_at: the steps that were done when this process began.
+  """
+  state: TrainState
+  step: int
+  progress: Progress
+  began_at: int
+
+
+def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
+  """Reads all that training needs, and makes the run directory.
+
+  The order: what can be refused comes before what takes time, and both before
+  anything is left in the run directory, in which a corrected config may begin.
+  All splits are read now, or a mistake in the last one's name would be told
+  when all is trained.
+  """
+  devices.check_batch_size(config.global_batch_size)
+  model = classifier.build_model(config)
+  run.check_directory(workdir, config)
+  tokenizer = _tokenizer(config, workdir, terminal)
+  splits = load_splits(config, tokenizer, terminal.announce)
+  processes.check_same('config', lambda: config.to_json(sort_keys=True))
+  processes.check_same(
+      'tokenizer or data', lambda: data_sha256(tokenizer, splits['train']))
+  run.begin_directory(workdir, config, tokenizer)
+  batches = TrainBatches(
+      splits['train'], config.seed, config.global_batch_size,
+      config.data.bucket_width, config.data.max_length,
+      devices.own_rows(config.global_batch_size))
+  optimizer = build_optimizer(config, batches.steps_per_epoch)
+  compiled = CompileClock()
+  train_step = make_train_step(
+      config, model, optimizer, batches.steps_per_epoch)
+  return _Task(config, workdir, terminal, tokenizer, splits, batches, model,
+               optimizer, compiled.wrap(train_step),
+               evaluate.make_logits(config, model, compiled), compiled)
+
+
+def _tokenizer(
+    config: ConfigDict, workdir: str, terminal: Terminal) -> Tokenizer:
+  """The run's own tokenizer; fitted if the run is yet to begin."""
+  for source in (workdir, config.init_from):  # ids must mean the same words
+    if source and run.is_run(source):
+      return load_tokenizer(f'{source}/tokenizer.json', config.data.vocab_size)
+  return training_tokenizer(config, terminal.announce)
+
+
+def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
+  """The newest state that is whole, else the initial one."""
+  config, announce = task.config, task.terminal.announce
+  def initial():
+    return init_state(config, task.model, task.optimizer)
+  found = checkpoints.restore_newest(
+      jax.eval_shape(initial).to_items(), announce)
+  if found is None:
+    state = devices.replicate(initial())
+    if config.init_from:
+      params = run.initial_params(config, task.model)
+      # Put there twice: the step donates both, and no buffer goes twice.
+      state = state.replace(
+          params=devices.replicate(params),
+          ema=devices.replicate(params) if state.ema else {})
+    training = _Training(state, 0, Progress(), 0)
+  else:
+    items, progress = found
+    state = TrainState.from_items(**items)
+    step = int(devices.to_host(state.step))
+    training = _Training(state, step, progress, step)
+  announce(classifier.parameter_table(training.state.params))
+  if found is None:
+    announce(f'{task.steps_total:,} steps, {task.batches.steps_per_epoch:,} an '
+             f'epoch of {len(task.splits["train"]):,} reviews; each new batch '
+             'shape compiles once')
+  else:
+    stopped = training.progress.stopped
+    done = stopped or training.step == task.steps_total
+    announce(('already at' if done else 'resuming from')
+             + f' step {training.step} of {task.steps_total}'
+             + (', stopped early' if stopped else ''))
+  return training
+
+
+def _run_epochs(task: _Task, training: _Training, checkpoints: Checkpoints,
+                writers: Writers, stop: preemption.Stop) -> None:
+  """Trains to the end, or until it is stopped; all that was done is saved.
+
+  The order matters. The metrics line is on disk before the checkpoint that
+  stands for it: a kill in between repeats the epoch and its line, and loses
+  neither. An interrupted epoch has no line, and its last step is saved.
+
+  Raises:
+    FloatingPointError: a loss is not finite; it is not saved.
+    Preempted: a signal asked for it.
+  """
+  stopping = EarlyStopping.of(task.config)
+  train_step = stop.voting(task.train_step)
+  task.terminal.start(training.step, task.steps_total)
+  try:
+    while (training.step < task.steps_total and not training.progress.stopped
+           and not stop.agreed(wait=True)):
+      rate = Rate()
+      metrics = _train_epoch(
+          task, training, train_step, rate, checkpoints, stop)
+      if metrics is None:
+        training.progress.seconds += rate.seconds()
+        break
+      reviews_per_second = rate.per_second()
+      validation = _validate(task, training, checkpoints)
+      score = stopping.score(validation)
+      stopping.update(training.progress, score)
+      training.progress.seconds += rate.seconds()
+      line = _line(task, training.step, metrics, validation)
+      writers.write(line, {'reviews_per_second': reviews_per_second})
+      _save(training, checkpoints, score)
+      task.terminal.announce(
+          _epoch_text(line, task.config.num_epochs, reviews_per_second)
+          + task.compiled.take())
+  finally:
+    task.terminal.stop()
+  if not task.steps_total and checkpoints.latest() is None:  # only to evaluate
+    _save(training, checkpoints, score=0.0)
+  if stop.agreed() and checkpoints.latest() != training.step:
+    _check_finite(task, devices.to_host(training.state.metrics), checkpoints)
+    _save(training, checkpoints, score=None)
+  checkpoints.wait()
+  stop.leave_if_asked(training.step, task.steps_total)
+
+
+def _train_epoch(task: _Task, training: _Training, train_step: Callable,
+                 rate: Rate, checkpoints: Checkpoints,
+                 stop: preemption.Stop) -> Metrics | None:
+  """Trains to the end of the epoch.
+
+  Returns:
+    The epoch's metrics, on the host; None if it was interrupted.
+
+  Raises:
+    FloatingPointError: a step is not finite.
+  """
+  batches, before = task.batches, None
+  while not stop.agreed():
+    training.state, metrics = train_step(
+        training.state, devices.shard(batches(training.step)))
+    rate.add(len(batches.rows(training.step)))
+    training.step += 1
+    processes.report_alive(training.step)
+    if training.step == training.began_at + 1:
+      task.terminal.announce('first step done' + task.compiled.take())
+    if training.step % WAIT_EVERY == 0:
+      if before is not None:
+        so_far = devices.to_host(before)
+        _check_finite(task, so_far, checkpoints)
+        if so_far.weight:
+          task.terminal.update(training.step, _live_text(
+              so_far, training.step, batches.steps_per_epoch, task.steps_total,
+              rate.per_second()))
+      before = metrics
+    if training.step % batches.steps_per_epoch == 0:
+      metrics = devices.to_host(metrics)
+      _check_finite(task, metrics, checkpoints, epoch_over=True)
+      return metrics
+  return None
+
+
+def _validate(task: _Task, training: _Training,
+              checkpoints: Checkpoints) -> dict[str, float]:
+  """The scores on validation; raises FloatingPointError as `_check_finite`."""
+  validation = task.splits['validation']
+  result = evaluate.score(
+      task.logits(training.state.eval_params(), validation), validation.labels)
+  if not np.isfinite(result['loss']):
+    raise FloatingPointError(
+        f'the validation loss after step {training.step} is {result["loss"]}; '
+        + _remedy(checkpoints))
+  return result
+
+
+def _save(training: _Training, checkpoints: Checkpoints,
+          score: float | None) -> None:
+  checkpoints.save(training.step, training.state.to_items(), training.progress,
+                   score)
+
+
+def _finish(task: _Task, training: _Training, checkpoints: Checkpoints,
+            stop: preemption.Stop) -> dict[str, Any]:
+  """Evaluates on all splits the weights that the config asks for.
+
+  Returns:
+    What summary.json holds, which is written.
+
+  Raises:
+    Preempted: a signal asked for it.
+  """
+  config, step = task.config, training.step
+  best = checkpoints.best()
+  evaluated = best if config.early_stopping.restore_best else step
+  assert evaluated is not None
+  params = run.restore_eval_params(checkpoints, evaluated, config, task.model)
+  scores = {}
+  for name, split in task.splits.items():
+    scores[name] = evaluate.score(task.logits(params, split), split.labels)
+    stop.leave_if_asked(step, task.steps_total)
+  epoch = step // task.batches.steps_per_epoch
+  summary = {
+      'config': config.to_dict(), 'step': step, 'steps_total': task.steps_total,
+      'best_step': best, 'evaluated_step': evaluated,
+      'stopped_epoch': epoch if training.progress.stopped else None,
+      **scores,
+      'seconds': round(training.progress.seconds, 3),
+      'parameters': classifier.parameter_count(training.state.params),
+      'params_sha256': classifier.params_sha256(
+          devices.to_host(training.state.params)),
+  }
+  run.write_summary(task.workdir, summary)
+  announce = task.terminal.announce
+  announce(f'evaluated: the weights of step {evaluated} of {step}')
+  for name, result in scores.items():
+    announce(evaluate.score_text(name, result))
+  if config.show_examples:
+    for line in _examples(task, params):
+      announce(line)
+  return summary
+
+
+def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
+  """The shortest test reviews and what is predicted for them, in lines."""
+  data = task.config.data
+  texts, labels = sources.read_texts(data.name, data.test_split)
+  shortest = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+  for row in shortest[:task.config.show_examples]:
+    prediction, = predict.predict(
+        task.logits, params, task.tokenizer, [texts[row]])
+    yield (f'is {LABELS[labels[row]]}, predicted '
+           + predict.prediction_text(prediction))
+
+
+def _check_finite(task: _Task, metrics: Metrics, checkpoints: Checkpoints,
+                  epoch_over: bool = False) -> None:
+  """Raises FloatingPointError, so that a broken run never saves over a good.
+
+  At config.on_nan='skip' only if an epoch had no other steps.
+  """
+  none_left = epoch_over and not metrics.weight
+  if not metrics.skipped or task.config.on_nan == 'skip' and not none_left:
+    return
+  bad_step = int(metrics.bad_step)
+  rate = learning_rate_schedule(
+      task.config, task.batches.steps_per_epoch)(bad_step - 1)
+  raise FloatingPointError(
+      f'step {bad_step} is not finite: loss {metrics.bad_loss:.6g}, gradient '
+      f'norm {metrics.bad_grad_norm:.6g}, learning rate {float(rate):.6g}; '
+      + _remedy(checkpoints))
+
+
+def _remedy(checkpoints: Checkpoints) -> str:
+  latest = checkpoints.latest()
+  saved = 'nothing' if latest is None else f'step {latest}'
+  return (f'{saved} was saved before: lower config.learning_rate, set '
+          'config.clip_norm, or leave such steps out with --config.on_nan=skip')
+
+
+def _line(task: _Task, step: int, metrics: Metrics,
+          validation: dict[str, float]) -> dict[str, Any]:
+  """What metrics.jsonl says of an epoch."""
+  train_: dict[str, Any] = metrics.means()
+  if task.config.on_nan == 'skip':
+    train_['skipped'] = int(metrics.skipped)
+  return {'epoch': step // task.batches.steps_per_epoch, 'step': step,
+          'train': train_, 'validation': validation}
+
+
+def _live_text(metrics: Metrics, step: int, steps_per_epoch: int,
+               steps_total: int, rate: float) -> str:
+  so_far = metrics.means()
+  return (
+      f'epoch {(step - 1) // steps_per_epoch + 1}  step {step}/{steps_total}  '
+      f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
+      f'{rate:,.0f} reviews/s')
+
+
+def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:
+  train_, validation = line['train'], line['validation']
+  return (
+      f'epoch {line["epoch"]}/{num_epochs}  step {line["step"]}  '
+      f'train loss {train_["loss"]:.4f} accuracy {train_["accuracy"]:.4f}  '
+      f'validation loss {validation["loss"]:.4f} accuracy '
+      f'{validation["accuracy"]:.4f}  {rate:,.0f} reviews/s')

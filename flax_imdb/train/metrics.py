@@ -1,0 +1,72 @@
+"""What is measured of each step, as a struct that adds and divides."""
+
+import dataclasses
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+
+@struct.dataclass
+class Metrics:
+  """Sums over steps, float32 [] each; a step's own are those of one step.
+
+  Attributes:
+    loss: cross entropies in nats, added up over reviews.
+    correct: reviews on the right side.
+    weight: reviews.
+    grad_norm: norms of the gradient, added up over steps.
+    skipped: steps whose loss or gradient was not finite; they are in none of
+      the sums above.
+    bad_step: the first of them, counted from 1; 0 without one.
+    bad_loss: its mean loss.
+    bad_grad_norm: its gradient's norm.
+  """
+  loss: jax.Array
+  correct: jax.Array
+  weight: jax.Array
+  grad_norm: jax.Array
+  skipped: jax.Array
+  bad_step: jax.Array
+  bad_loss: jax.Array
+  bad_grad_norm: jax.Array
+
+  @classmethod
+  def zero(cls) -> 'Metrics':
+    """Of no step."""
+    return cls(**{x.name: jnp.zeros(()) for x in dataclasses.fields(cls)})
+
+  @classmethod
+  def of_step(cls, step: jax.Array, loss: jax.Array, correct: jax.Array,
+              weight: jax.Array, grad_norm: jax.Array) -> 'Metrics':
+    """Of one step, counted from 1; `loss` is the sum over its reviews."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    def if_finite(x):
+      return jnp.where(finite, x, 0)
+    def if_not(x):
+      return jnp.where(finite, 0, x)
+    return cls(
+        loss=if_finite(loss), correct=if_finite(correct),
+        weight=if_finite(weight), grad_norm=if_finite(grad_norm),
+        skipped=if_not(1.0), bad_step=if_not(step.astype(jnp.float32)),
+        bad_loss=if_not(loss / weight), bad_grad_norm=if_not(grad_norm))
+
+  def __add__(self, later: 'Metrics') -> 'Metrics':
+    """Of the steps of both; of bad ones the first is told of."""
+    total = jax.tree.map(jnp.add, self, later)
+    def first(x, y):
+      return jnp.where(self.skipped == 0, y, x)
+    return total.replace(
+        bad_step=first(self.bad_step, later.bad_step),
+        bad_loss=first(self.bad_loss, later.bad_loss),
+        bad_grad_norm=first(self.bad_grad_norm, later.bad_grad_norm))
+
+  def unless(self, condition: jax.Array) -> 'Metrics':
+    """Of no step where bool [] `condition` is true."""
+    return jax.tree.map(lambda x: jnp.where(condition, 0, x), self)
+
+  def means(self) -> dict[str, float]:
+    """Mean loss in nats, accuracy, and n of which they are; on the host."""
+    weight = float(self.weight)
+    return {'loss': float(self.loss) / weight,
+            'accuracy': float(self.correct) / weight, 'n': round(weight)}

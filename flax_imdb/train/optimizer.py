@@ -1,0 +1,50 @@
+"""The optimizer that a config describes."""
+
+import jax
+from ml_collections import ConfigDict
+import optax
+
+# Each scales a gradient; weight decay and the learning rate are common to all.
+_SCALE_BY = {
+    # Keras' RMSprop: v starts at 0 and epsilon stands inside the root.
+    'rmsprop': lambda: optax.scale_by_rms(
+        decay=0.9, eps=1e-7, eps_in_sqrt=True, initial_scale=0.0),
+    'adam': lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-7),
+    'sgd': optax.identity,
+}
+_SCALE_BY['adamw'] = _SCALE_BY['adam']  # decay is decoupled for every name
+
+
+def learning_rate_schedule(
+    config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+  """Learning rate by step, int32 [] -> float32 []."""
+  warmup = round(config.warmup_epochs * steps_per_epoch)
+  steps = config.num_epochs * steps_per_epoch
+  peak = config.learning_rate
+  if config.schedule == 'cosine' and steps > warmup:
+    after = optax.cosine_decay_schedule(peak, steps - warmup)
+  else:
+    after = optax.constant_schedule(peak)
+  rise = optax.linear_schedule(0.0, peak, warmup)
+  return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def build_optimizer(
+    config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+  """Clipping, then the named optimizer, then decoupled weight decay.
+
+  Source of the decay: Loshchilov & Hutter 2019; it applies to matrices, not to
+  biases and not to the embedding, whose rare rows would only shrink.
+  """
+  def decayed(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.ndim == 2 and path[0].key != 'embed', params)
+
+  steps = [_SCALE_BY[config.optimizer]()]
+  if config.clip_norm:
+    steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  if config.weight_decay:
+    steps.append(optax.add_decayed_weights(config.weight_decay, decayed))
+  return optax.chain(*steps, optax.scale_by_learning_rate(
+      learning_rate_schedule(config, steps_per_epoch)))
+

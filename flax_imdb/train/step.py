@@ -1,0 +1,117 @@
+"""The train step: one batch of reviews, one update of the parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from flax_imdb.cluster.devices import data_parallel, row_keys
+from flax_imdb.model import classifier
+from flax_imdb.model.classifier import Params
+from flax_imdb.train.metrics import Metrics
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes; a checkpoint of it is a whole run so far.
+
+  Attributes:
+    step: int32 [] steps done.
+    params: the model's parameters, float32.
+    opt_state: optax' state.
+    ema: running average of `params`, or {} if config.ema_decay is 0.
+    metrics: sums over the epoch so far.
+  """
+  step: jax.Array
+  params: Params
+  opt_state: optax.OptState
+  ema: Params
+  metrics: Metrics
+
+  def eval_params(self) -> Params:
+    """The parameters to evaluate with: the average where there is one."""
+    return self.ema or self.params
+
+  def to_items(self) -> dict[str, dict[str, Any]]:
+    """The items of a checkpoint, in which the metrics are called sums."""
+    return {'model': {'params': self.params, 'ema': self.ema},
+            'training': {'step': self.step, 'opt_state': self.opt_state,
+                         'sums': dict(vars(self.metrics))}}
+
+  @classmethod
+  def from_items(cls, model: dict, training: dict) -> 'TrainState':
+    """The state of which `to_items` made these."""
+    training = dict(training)
+    metrics = Metrics(**training.pop('sums'))
+    return cls(**model, **training, metrics=metrics)
+
+
+def init_state(config: ConfigDict, model: classifier.SentimentClassifier,
+               optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step; depends on config.seed alone."""
+  def init() -> TrainState:
+    init_key, _ = classifier.seed_keys(config.seed)
+    params = classifier.init_params(model, init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params,
+        opt_state=optimizer.init(params),
+        ema=params if config.ema_decay else {}, metrics=Metrics.zero())
+  return jax.jit(init)()
+
+
+def make_train_step(
+    config: ConfigDict, model: classifier.SentimentClassifier,
+    optimizer: optax.GradientTransformation, steps_per_epoch: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
+  """Makes step(state, batch) -> (state, metrics), compiled for all devices.
+
+  The batch is one of `batches.pad` after `devices.shard`; the metrics are those
+  of the epoch so far. Losses and gradients are summed over all devices and
+  divided by the global weight, so that a short last batch and unequal shares
+  count every review the same. `devices` as in `devices.data_parallel`.
+  """
+  def train_step(state: TrainState, batch: dict[str, jax.Array],
+                 sum_over_devices: Callable) -> tuple[TrainState, Metrics]:
+    _, dropout_key = classifier.seed_keys(config.seed)
+    keys = row_keys(
+        jax.random.fold_in(dropout_key, state.step), len(batch['labels']))
+    targets = optax.smooth_labels(
+        jnp.stack([1 - batch['labels'], batch['labels']], axis=-1),
+        config.label_smoothing)[:, 1]
+
+    def summed_loss(params):
+      logits: jax.Array = model.apply(  # type: ignore[assignment]
+          {'params': params}, batch['ids'], batch['lengths'], keys)
+      losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+      correct = (logits > 0) == (batch['labels'] > 0)
+      return jnp.vdot(losses, batch['weights']), jnp.vdot(
+          correct, batch['weights'])
+
+    (loss, correct), gradient = jax.value_and_grad(
+        summed_loss, has_aux=True)(state.params)
+    loss, correct, weight, gradient = sum_over_devices(
+        (loss, correct, batch['weights'].sum(), gradient))
+    gradient = jax.tree.map(lambda g: g / weight, gradient)
+
+    updates, opt_state = optimizer.update(
+        gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(
+        params, state.ema, 1 - config.ema_decay) if state.ema else {}
+    this_step = Metrics.of_step(
+        state.step + 1, loss, correct, weight, optax.tree.norm(gradient))
+    if config.on_nan == 'skip':  # 7 % of a step of configs/default.py
+      params, opt_state, ema = jax.tree.map(
+          lambda new, old: jnp.where(this_step.skipped > 0, old, new),
+          (params, opt_state, ema),
+          (state.params, state.opt_state, state.ema))
+    epoch_begins = state.step % steps_per_epoch == 0
+    metrics = state.metrics.unless(epoch_begins) + this_step
+    return TrainState(state.step + 1, params, opt_state, ema, metrics), metrics
+
+  return data_parallel(train_step, devices)

@@ -1,0 +1,219 @@
+"""The ids cache: ragged, whole, keyed by all it depends on, never stale."""
+
+import errno
+import shutil
+
+import numpy as np
+import pytest
+
+from flax_imdb.config import load_config
+from flax_imdb.data import sources
+from flax_imdb.data.reviews import load_splits, training_tokenizer
+from flax_imdb.data.tokenizer import encode, fit_tokenizer
+from flax_imdb.errors import UserError
+from flax_imdb.storage import files
+
+NAME = 'grammar_reviews'
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  """The directory of cached ids, empty; the reviews are prepared."""
+  sources.prepare(NAME, print)
+  shutil.copytree(sources.data_dir(NAME), tmp_path / 'flax_imdb' / 'tfds')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  return tmp_path / 'flax_imdb' / 'ids'
+
+
+@pytest.fixture
+def config():
+  config = load_config('configs/quickstart.py')
+  config.data.train_split = 'train[:60]'
+  config.data.test_split = 'test[:7]'
+  config.data.validation_fraction = 0.25
+  return config
+
+
+@pytest.fixture
+def no_reading(cache, monkeypatch):
+  """Call it to make every later look at the prepared texts an error."""
+  def forbid():
+    def read(*args):
+      raise AssertionError(f'read{args}')
+    monkeypatch.setattr(sources, 'read_texts', read)
+  return forbid
+
+
+def _load(config, split='test'):
+  """(reviews, what was announced)."""
+  said = []
+  tokenizer = training_tokenizer(config, lambda line: None)
+  return load_splits(config, tokenizer, said.append, [split])[split], said
+
+
+def _rows(reviews):
+  return [reviews.ids[a:b].tolist() for a, b in
+          zip(reviews.offsets[:-1], reviews.offsets[1:], strict=True)]
+
+
+def _assert_equal(a, b):
+  assert _rows(a) == _rows(b)
+  for name in ('ids', 'offsets', 'labels'):
+    assert getattr(a, name).dtype == getattr(b, name).dtype
+  np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_ids_are_the_tokenizers_at_full_length(cache, config):
+  config.data.max_length = 2  # batches cut, the cache does not
+  tokenizer = training_tokenizer(config, print)
+  texts, labels = sources.read_texts(NAME, 'test[:7]')
+  want = encode(tokenizer, texts)
+  for again in range(2):  # fresh, then from the cache
+    reviews, said = _load(config)
+    assert _rows(reviews) == [row.tolist() for row in want]
+    np.testing.assert_array_equal(reviews.labels, labels)
+    assert reviews.offsets[0] == 0 and len(reviews) == 7
+    assert reviews.offsets[-1] == len(reviews.ids)
+    assert len(said) == (0 if again else 1)
+    assert reviews.ids.dtype == np.uint16
+
+
+def test_validation_is_the_last_part_of_the_training_split(cache, config):
+  tokenizer = training_tokenizer(config, print)
+  texts, labels = sources.read_texts(NAME, 'train[:60]')
+  want = [row.tolist() for row in encode(tokenizer, texts)]
+  train, validation = (_load(config, s)[0] for s in ('train', 'validation'))
+  assert (len(train), len(validation)) == (45, 15)
+  assert _rows(train) == want[:45] and _rows(validation) == want[45:]
+  np.testing.assert_array_equal(
+      np.concatenate([train.labels, validation.labels]), labels)
+  assert len(list(cache.glob('*.npz'))) == 1  # they share a file
+
+
+@pytest.mark.parametrize(('fraction', 'sizes'), [
+    (0.3, (42, 18)), (0.01, (59, 1)), (0.333, (40, 20))])
+def test_sizes_of_the_division(cache, config, fraction, sizes):
+  config.data.validation_fraction = fraction
+  assert tuple(len(_load(config, split)[0])
+               for split in ('train', 'validation')) == sizes
+
+
+def test_the_second_load_reads_the_cache_alone(cache, config, no_reading):
+  first, said = _load(config, 'train')
+  assert len(said) == 1 and '60 reviews' in said[0] and str(cache) in said[0]
+  no_reading()
+  second, said = _load(config, 'train')
+  _assert_equal(first, second)
+  assert said == []
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: b'', lambda data: data[:40], lambda data: data[:-100],
+    lambda data: data[:600] + bytes([data[600] ^ 1]) + data[601:],
+    # zip's directory claims that the ids are encrypted, or packed as bzip2 is
+    lambda data: data.replace(b'PK\1\2-\3-\0\0', b'PK\1\2-\3-\0\1', 1),
+    lambda data: data.replace(b'PK\1\2-\3-\0\0\0', b'PK\1\2-\3-\0\0\0\x0c', 1),
+], ids=['empty', 'head', 'tail', 'bit', 'encrypted', 'compressed'])
+def test_damaged_ids_are_announced_and_made_again(cache, config, damage):
+  first, _ = _load(config)
+  (path,) = cache.glob('*.npz')
+  good = path.read_bytes()
+  assert damage(good) != good
+  path.write_bytes(damage(good))
+  second, said = _load(config)
+  _assert_equal(first, second)
+  assert len(said) == 2 and 'damaged' in said[0] and str(path) in said[0]
+  assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize('content', ['', '{', None])
+def test_a_damaged_tokenizer_is_announced_and_made_again(
+    cache, config, content):
+  first = training_tokenizer(config, print)
+  (path,) = cache.glob('*.json')
+  path.write_text(path.read_text()[:-9] if content is None else content)
+  said = []
+  second = training_tokenizer(config, said.append)
+  assert second.to_str() == first.to_str()
+  assert len(said) == 2 and str(path) in said[0] and '\n' not in said[0]
+  assert training_tokenizer(config, pytest.fail).to_str() == first.to_str()
+
+
+def test_only_whole_files_are_left_and_temporary_ones_not_read(cache, config):
+  first, _ = _load(config)
+  (path,) = cache.glob('*.npz')
+  assert len(list(cache.iterdir())) == 2  # ids and tokenizer
+  path.rename(f'{path}.123.tmp')  # as a kill before the rename leaves it
+  second, said = _load(config)
+  assert len(said) == 1
+  _assert_equal(first, second)
+
+
+@pytest.mark.parametrize(('field', 'value', 'files'), [
+    ('vocab_size', 50, ('ids', 'tokenizer')),
+    ('train_split', 'train[60:120]', ('ids', 'tokenizer')),
+    ('validation_fraction', 0.5, ('ids', 'tokenizer')),
+    ('test_split', 'test[7:14]', ('ids',)),
+    ('max_length', 7, ()), ('bucket_width', 7, ())])
+def test_what_a_file_depends_on_is_in_its_name(
+    cache, config, field, value, files):
+  first, _ = _load(config)
+  before = set(cache.iterdir())
+  config.data[field] = value
+  second, said = _load(config)
+  kinds = {'.npz': 'ids', '.json': 'tokenizer'}
+  added = sorted(kinds[f.suffix] for f in set(cache.iterdir()) - before)
+  assert added == list(files)
+  assert (_rows(first) != _rows(second)) == ('ids' in files)
+  want = encode(training_tokenizer(config, print),
+                sources.read_texts(NAME, config.data.test_split)[0])
+  assert _rows(second) == [row.tolist() for row in want]
+
+
+def test_other_prepared_data_are_read_anew(cache, config, no_reading):
+  _load(config)
+  info = sources.data_dir(NAME) / sources.PATHS[NAME] / 'dataset_info.json'
+  info.write_text(info.read_text() + '\n')
+  _, said = _load(config)
+  assert len(said) == 1 and len(list(cache.glob('*.npz'))) == 2
+  assert len(list(cache.glob('*.json'))) == 2
+
+
+def test_the_vocabulary_comes_from_the_training_rows_alone(
+    cache, config, monkeypatch):
+  texts = {'train[:60]': ['seen good'] * 3 + ['held good'],
+           'test[:7]': ['tested good']}
+  monkeypatch.setattr(sources, 'read_texts', lambda name, split: (
+      texts[split], np.zeros(len(texts[split]), np.int8)))
+  assert set(training_tokenizer(config, print).get_vocab()) == {
+      '[PAD]', '[START]', '[UNK]', '[UNUSED]', 'seen', 'good'}
+  good = training_tokenizer(config, print).token_to_id('good')
+  for split in ('validation', 'test'):
+    assert _rows(_load(config, split)[0]) == [[1, 2, good]]
+
+
+def test_a_cache_that_can_not_be_written_is_the_users_to_mend(cache, config):
+  cache.write_text('a file where the directory should be')
+  with pytest.raises(UserError, match='XDG_CACHE_HOME'):
+    training_tokenizer(config, print)
+  tokenizer = fit_tokenizer(['a'], 9)
+  with pytest.raises(UserError, match='XDG_CACHE_HOME'):
+    load_splits(config, tokenizer, print, ['test'])
+
+
+def test_a_full_disk_is_the_users_to_mend_and_leaves_nothing(
+    cache, config, monkeypatch):
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(files.os, 'fsync', full)
+  with pytest.raises(UserError, match=r'No space left .*XDG_CACHE_HOME'):
+    training_tokenizer(config, print)
+  assert not [f for f in cache.rglob('*') if f.is_file() and 'ids' in f.parts]
+
+
+@pytest.mark.parametrize(('split', 'fraction'), [
+    ('validation', 0.0), ('validation', 0.001), ('train', 0.999)])
+def test_an_empty_split_is_the_users_to_mend(cache, config, split, fraction):
+  config.data.validation_fraction = fraction
+  with pytest.raises(UserError, match=f'{split}.*validation_fraction'):
+    _load(config, split)

@@ -1,0 +1,148 @@
+"""The one encoder: its rules for words, its ids, its file."""
+
+import re
+
+import numpy as np
+import pytest
+
+from flax_imdb.data.tokenizer import (
+  START_ID,
+  encode,
+  fit_tokenizer,
+  load_tokenizer,
+  save_tokenizer,
+)
+from flax_imdb.errors import UserError
+
+TEXTS = ["It's bad, bad, BAD!", 'A good film', "a good film isn't bad"]
+
+
+def _words(text):
+  """The words that `text` is read as."""
+  tokenizer = fit_tokenizer([text], 1000)
+  (ids,) = encode(tokenizer, [text])
+  assert ids[0] == START_ID
+  return [tokenizer.id_to_token(int(i)) for i in ids[1:]]
+
+
+def test_ids_are_special_ones_then_words_by_frequency_then_alphabet():
+  tokenizer = fit_tokenizer(['b b c a d d d', 'a e'], 100)
+  names = [tokenizer.id_to_token(i) for i in range(9)]
+  assert names[:4] == ['[PAD]', '[START]', '[UNK]', '[UNUSED]']
+  assert names[4:] == ['d', 'a', 'b', 'c', 'e']  # 3, 2, 2, 1 and 1 times
+  assert tokenizer.get_vocab_size() == 9
+  (ids,) = encode(tokenizer, ['e d x a'])
+  np.testing.assert_array_equal(ids, [1, 8, 4, 2, 5])
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ('Good GOOD gOOd', ['good'] * 3),
+    ('ÉCOLE été', ['école', 'été']),
+    ('one<br />two<br/>three<br>four<BR />five', [
+        'one', 'two', 'three', 'four', 'five']),
+    ('<br /><br />x', ['x']),
+    ('well-made, "it": (was)... so/so!?', [
+        'well', 'made', 'it', 'was', 'so', 'so']),
+    ('_very_ snake_case', ['very', 'snake', 'case']),
+    ('“quoted” «this» – and—that … ¿no? 、ok', [
+        'quoted', 'this', 'and', 'that', 'no', 'ok']),
+    ("don't rock'n'roll o'clock", ["don't", "rock'n'roll", "o'clock"]),
+    ('don\u2019t', ["don't"]),
+    ("'quoted' the actors' 'tis rock 'n' roll", [
+        'quoted', 'the', 'actors', 'tis', 'rock', 'n', 'roll']),
+    ("''both'' \u2018curly\u2019", ['both', 'curly']),
+    ("_'both'_", ['both']),
+    ('R2D2 7/10 2nd', ['r2d2', '7', '10', '2nd']),
+    ('tab\there\nthere\u00a0no', ['tab', 'here', 'there', 'no']),
+    ('the film 映画', ['the', 'film', '映画']),
+])
+def test_words_of_a_text(text, words):
+  assert _words(text) == words
+
+
+@pytest.mark.parametrize('text', ['', ' \n', '...', "' '", '<br />', '_'])
+def test_a_text_without_words_is_the_start_alone(text):
+  tokenizer = fit_tokenizer(TEXTS, 100)
+  (ids,) = encode(tokenizer, [text])
+  np.testing.assert_array_equal(ids, [1])
+
+
+@pytest.mark.parametrize('name', ['[PAD]', '[START]', '[UNK]', '[UNUSED]'])
+def test_a_review_can_not_write_a_special_id(name, tmp_path):
+  tokenizer = fit_tokenizer(TEXTS, 100)
+  save_tokenizer(tokenizer, tmp_path / 'tokenizer.json')
+  for same in (tokenizer, load_tokenizer(
+      tmp_path / 'tokenizer.json', 100)):
+    (ids,) = encode(same, [f'good {name} bad'])
+    word = name.strip('[]').lower()
+    np.testing.assert_array_equal(
+        ids, encode(same, [f'good {word} bad'])[0])
+
+
+@pytest.mark.parametrize('vocab_size', [5, 6, 100])
+def test_vocab_size_bounds_every_id_and_keeps_the_most_frequent(vocab_size):
+  tokenizer = fit_tokenizer(TEXTS, vocab_size)
+  ids = np.concatenate(encode(tokenizer, TEXTS))
+  assert ids.max() < vocab_size
+  assert tokenizer.get_vocab_size() == min(vocab_size, 10)
+  assert tokenizer.token_to_id('bad') == 4  # 4 times
+  assert (ids == 2).any() == (vocab_size < 10)
+
+
+def test_only_words_of_the_training_texts_are_known():
+  tokenizer = fit_tokenizer(TEXTS, 100)
+  known = set(re.findall(r"[a-z']+", ' '.join(TEXTS).lower()))
+  assert set(tokenizer.get_vocab()) == known | {
+      '[PAD]', '[START]', '[UNK]', '[UNUSED]'}
+  ids = encode(tokenizer, ['superb masterpiece', 'Good goodness'])
+  np.testing.assert_array_equal(ids[0], [1, 2, 2])
+  assert ids[1][1] > 3 and ids[1][2] == 2
+
+
+def test_encode_gives_int32_at_full_length_in_order():
+  tokenizer = fit_tokenizer(TEXTS, 100)
+  texts = ['bad ' * 3000, 'good', '', 'bad good']
+  rows = encode(tokenizer, texts)
+  assert [len(row) for row in rows] == [3001, 2, 1, 3]
+  assert {(row.dtype.name, row.ndim) for row in rows} == {('int32', 1)}
+  assert encode(tokenizer, []) == []
+  for text, row in zip(texts, rows, strict=True):
+    np.testing.assert_array_equal(
+        row, encode(tokenizer, [text])[0])
+
+
+def test_save_and_load_give_the_same_ids(tmp_path):
+  texts = [*TEXTS, "Don\u2019t <br />_x_ “q”", 'unheard of', '']
+  tokenizer = fit_tokenizer(TEXTS, 8)
+  save_tokenizer(tokenizer, tmp_path / 'tokenizer.json')
+  loaded = load_tokenizer(str(tmp_path / 'tokenizer.json'), 8)
+  for a, b in zip(encode(tokenizer, texts),
+                  encode(loaded, texts), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert loaded.to_str() == tokenizer.to_str()
+
+
+def test_fitting_twice_gives_the_same_tokenizer():
+  texts = [' '.join(f'w{i * 7 % 50}' for i in range(j)) for j in range(60)]
+  first = fit_tokenizer(texts, 30)
+  second = fit_tokenizer(iter(texts), 30)
+  assert first.get_vocab() == second.get_vocab()
+
+
+@pytest.mark.parametrize('content', [None, '', '{', '{"a": 1}', '\x00'])
+def test_a_missing_or_damaged_file_is_one_line_for_the_user(tmp_path, content):
+  path = tmp_path / 'tokenizer.json'
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(UserError) as e:
+    load_tokenizer(path, 100)
+  message = str(e.value)
+  assert str(path) in message and 'train again' in message
+  assert '\n' not in message
+
+
+def test_a_disk_that_takes_no_file_is_the_users_to_mend(tmp_path):
+  tokenizer = fit_tokenizer(TEXTS, 100)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot write .* make room'):
+    save_tokenizer(tokenizer, tmp_path / 'file' / 'tokenizer.json')

@@ -1,0 +1,197 @@
+"""What was exported answers as predict does, without this package."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+
+import jax
+import numpy as np
+import pytest
+from support.command import ROOT, finished, run_main
+import tokenizers
+
+from flax_imdb.cluster import devices
+from flax_imdb.cluster.devices import AXIS
+from flax_imdb.config import check_fields, load_config
+from flax_imdb.data.reviews import LABELS
+from flax_imdb.data.tokenizer import PADDING_ID, START_ID, fit_tokenizer
+from flax_imdb.inference import evaluate, export, predict
+from flax_imdb.model import classifier
+from flax_imdb.terminal import CompileClock
+
+EXAMPLE = ROOT / 'examples' / 'serve_export.py'
+# Runs the example where importing the package or Flax, or reading a pickle,
+# fails; its arguments are the example's.
+GUARDED = '''
+import runpy, sys
+import jax, jax.export, tokenizers  # what they read themselves does not count
+sys.modules.update(flax=None, flax_imdb=None, orbax=None, ml_collections=None)
+def forbid(event, args):
+  if event == 'pickle.find_class':
+    sys.stderr.write(f'unpickles {args}')
+    import os; os._exit(3)
+sys.addaudithook(forbid)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+TEXTS = [
+    'I was not bored.', '', 'zzyzx qwrtp', '[PAD] [UNK]', 'caf\u00e9 \u201cit',
+    'BAD<br />bad', "don\u2019t", 'a\x0cform feed',
+    *(f'{"the film was good , but " * n}bad' for n in range(0, 24, 2)),
+    *('never ' * n + 'dull' for n in range(30))]
+
+
+def _serve(folder, texts, *command):
+  """The objects that the example prints, in a directory of no package."""
+  env = {k: v for k, v in os.environ.items() if not k.startswith(
+      ('JAX_', 'XLA_', 'NPROC', 'PYTHONPATH', 'XDG_'))}
+  process = subprocess.run(
+      [*command, str(EXAMPLE), str(folder)], cwd=folder, capture_output=True,
+      env=env | {'JAX_PLATFORMS': 'cpu'}, check=False, timeout=300,
+      input='\n'.join(texts).encode() + b'\n')
+  assert process.returncode == 0, process.stderr.decode()
+  return [json.loads(line) for line in process.stdout.decode().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def exported(trained, tmp_path_factory):
+  """(exported directory, what predict answers to `TEXTS`)."""
+  workdir, _ = trained
+  copy = tmp_path_factory.mktemp('export') / 'run'
+  shutil.copytree(workdir, copy)
+  line = finished(run_main('--mode=export', f'--workdir={copy}'))
+  assert line == f'wrote step 14 to {copy}/export\n'
+  printed = finished(run_main(
+      '--mode=predict', f'--workdir={copy}', '--json',
+      stdin='\n'.join(TEXTS).encode()))
+  predictions = [json.loads(text) for text in printed.splitlines()]
+  for prediction in predictions:
+    prediction.pop('note', None)
+  assert len({p['probability'] for p in predictions}) > 30
+  assert {p['label'] for p in predictions} == set(LABELS)
+  return copy / 'export', predictions
+
+
+def test_the_example_answers_as_predict_does_without_this_package(exported):
+  folder, predictions = exported
+  assert sorted(p.name for p in folder.iterdir()) == [
+      'model.json', 'model.stablehlo', 'tokenizer.json']
+  assert _serve(folder, TEXTS, sys.executable, '-W', 'error', '-c',
+                GUARDED) == predictions
+  alone = _serve(folder, TEXTS[-1:], sys.executable)
+  assert alone == predictions[-1:]
+
+
+@pytest.mark.parametrize('fields', [
+    {'model.layers': 2, 'model.bidirectional': True,
+     'model.pooling': 'max+mean'},  # so wide that the rows of a call matter
+    {'model.dtype': 'bfloat16', 'data.bucket_width': 64, 'data.max_length': 30},
+    {'model.cell': 'simple_rnn', 'model.mask_padding': False,
+     'model.pooling': 'last', 'data.bucket_width': 0, 'debug': True},
+], ids=lambda fields: fields['model.pooling'] if 'model.pooling' in fields
+    else 'bfloat16')
+def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
+  config = load_config('configs/quickstart.py')
+  config.data.max_length, config.data.bucket_width = 40, 16
+  config.update_from_flattened_dict(fields)
+  check_fields(config)
+  model = classifier.build_model(config)
+  params = classifier.init_params(model, jax.random.key(1))
+  params['embed']['embedding'] *= 20  # so that logits differ visibly
+  tokenizer = fit_tokenizer(TEXTS, config.data.vocab_size)
+  rows = config.global_batch_size // jax.local_device_count()
+  (tmp_path / 'model.stablehlo').write_bytes(
+      export.program(model, jax.device_get(params)))
+  (tmp_path / 'tokenizer.json').write_text(
+      export.serving_tokenizer(tokenizer, config))
+  (tmp_path / 'model.json').write_text(json.dumps(
+      {'labels': LABELS, 'threshold': 0, 'rows': rows}))
+  logits = evaluate.make_logits(config, model, CompileClock())
+  texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
+  want = predict.predict(
+      logits, devices.replicate(params), tokenizer, texts)
+  got = _serve(tmp_path, texts, sys.executable)
+  assert [p['probability'] for p in got] == [p['probability'] for p in want]
+  assert [p['label'] for p in got] == [p['label'] for p in want]
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_it_rounds_as_predict_does_on_any_number_of_devices(devices):
+  config = load_config('configs/default.py')
+  model = classifier.build_model(config)
+  params = classifier.init_params(model, jax.random.key(1))
+  rng = np.random.default_rng(0)
+  ids = rng.integers(4, 1000, (devices, 64, 40)).astype(np.int32)
+  lengths = rng.integers(1, 40, (devices, 64)).astype(np.int32)
+  mesh = jax.sharding.Mesh(jax.devices()[:devices], (AXIS,))
+  forward = evaluate.make_forward(model, jax.devices()[:devices])
+  want = forward(
+      jax.device_put(params, jax.sharding.NamedSharding(
+          mesh, jax.sharding.PartitionSpec())),
+      {'ids': ids, 'lengths': lengths})
+  call = jax.jit(jax.export.deserialize(
+      bytearray(export.program(model, jax.device_get(params)))).call)
+  for i in range(devices):
+    np.testing.assert_array_equal(call(ids[i], lengths[i]), want[i])
+
+
+def test_the_program_is_for_all_platforms_and_shapes(exported):
+  folder, _ = exported
+  program = jax.export.deserialize(
+      bytearray((folder / 'model.stablehlo').read_bytes()))
+  assert program.platforms == export.PLATFORMS == ('cpu', 'cuda', 'tpu')
+  assert [str(x) for x in program.in_avals] == [
+      'int32[rows,width]', 'int32[rows]']
+  assert str(program.out_avals[0]) == 'float32[rows]'
+  for rows, width in ((1, 1), (3, 70)):
+    logits = program.call(np.ones((rows, width), np.int32),
+                          np.ones(rows, np.int32))
+    assert logits.shape == (rows,) and np.isfinite(logits).all()
+
+
+def test_the_tokenizer_cuts_and_pads_as_the_batches_do(exported):
+  folder, _ = exported
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  short, long = tokenizer.encode_batch(['the film', 'the ' * 99])
+  assert len(long.ids) == len(short.ids) == 40  # TINY's max_length
+  assert sum(short.attention_mask) == 3 and sum(long.attention_mask) == 40
+  assert short.ids[0] == START_ID
+  assert set(short.ids[3:]) == {PADDING_ID}
+  assert len(tokenizer.encode_batch(['the film'])[0].ids) == 20  # its bucket
+
+
+def test_a_damaged_program_is_an_exception_and_no_crash(exported, tmp_path):
+  folder, _ = exported
+  whole = (folder / 'model.stablehlo').read_bytes()
+  for damaged in (b'', whole[:1000], b'\x80\x04.' + whole[3:]):
+    with pytest.raises(Exception):  # noqa: B017, flatbuffers raises many kinds
+      jax.export.deserialize(bytearray(damaged))
+
+
+def test_an_unwritable_directory_is_one_line(exported, tmp_path):
+  shutil.copytree(exported[0].parent, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'export')
+  (tmp_path / 'run' / 'export').write_text('a file')
+  process = run_main('--mode=export', f'--workdir={tmp_path}/run')
+  assert process.returncode == 2
+  assert re.fullmatch(r'error: cannot write .*/export/.*\n', process.stderr)
+
+
+def test_its_requirements_are_all_that_the_example_needs(exported, tmp_path):
+  folder, predictions = exported
+  pip = [str(tmp_path / 'venv' / 'bin' / 'python'), '-m', 'pip', '-q',
+         '--disable-pip-version-check']
+  venv.create(tmp_path / 'venv', with_pip=True)
+  probe = subprocess.run(
+      [*pip, 'download', '--no-deps', '--retries=0', '--timeout=5', 'pip',
+       '-d', str(tmp_path)], capture_output=True, check=False)
+  if probe.returncode:
+    pytest.skip('pip has no network')
+  requirements = EXAMPLE.with_name('requirements.txt')
+  subprocess.run([*pip, 'install', '--no-compile', '-r', str(requirements)],
+                 check=True, timeout=600)
+  assert _serve(folder, TEXTS, pip[0], '-W', 'error') == predictions

@@ -1,0 +1,280 @@
+"""Several real processes: the same run, and what happens when one is lost."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from support.command import ROOT, TINY, environ, finished, run_main
+
+from flax_imdb.cluster import processes
+from flax_imdb.errors import UserError
+
+# Long enough to be disturbed: 140 steps.
+LONG = (*TINY, '--config.num_epochs=20')
+
+
+def _launch(count, devices, *argv):
+  return subprocess.Popen(
+      [sys.executable, 'launch/local.py', f'--processes={count}',
+       f'--devices={devices}', '--', *argv], cwd=ROOT, text=True,
+      env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _bare(index, address, *argv, count=2, **options):
+  """One process without a launcher."""
+  return subprocess.Popen(
+      [sys.executable, '-m', 'flax_imdb.main', *argv,
+       f'--coordinator_address={address}', f'--num_processes={count}',
+       f'--process_id={index}'], text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, **options)
+
+
+def _ends(process, timeout=120):
+  """(status, stdout, stderr) of a process."""
+  out, err = process.communicate(timeout=timeout)
+  return process.returncode, out, err
+
+
+def _address():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return f'127.0.0.1:{server.getsockname()[1]}'
+
+
+def _errors(err, index):
+  """What a launched process wrote of its own on stderr, jax' noise left out."""
+  return re.findall(rf'^{index}: (error: .*|stopped by .*)$', err, re.M)
+
+
+def _assert_same(workdir, other):
+  """The two runs have the same bits."""
+  for name in ('metrics.jsonl', 'config.json', 'tokenizer.json'):
+    assert (workdir / name).read_bytes() == (other / name).read_bytes()
+  a, b = (json.loads((path / 'summary.json').read_text()) | {'seconds': 0}
+          for path in (workdir, other))
+  assert a == b
+
+
+@pytest.fixture(scope='module')
+def long(tmp_path_factory):
+  """The undisturbed long run of one process with two devices."""
+  workdir = tmp_path_factory.mktemp('long') / 'run'
+  finished(run_main(*LONG, f'--workdir={workdir}'))
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def four_devices(tmp_path_factory):
+  """The tiny run of one process with four devices."""
+  workdir = tmp_path_factory.mktemp('four') / 'run'
+  finished(run_main(*TINY, f'--workdir={workdir}', JAX_NUM_CPU_DEVICES='4'))
+  return workdir
+
+
+# -- the same run -------------------------------------------------------------
+
+
+def test_two_processes_give_the_bits_of_two_devices(trained, tmp_path):
+  status, out, err = _ends(_launch(2, 1, *TINY, f'--workdir={tmp_path}'))
+  assert status == 0, err
+  assert not [line for line in out.splitlines()
+              if not re.match('0: |1: .Gloo', line)]  # the first one speaks
+  _assert_same(tmp_path, trained[0])
+  names = {re.sub(r'\d+\.vm.*|\d+\..*', '', p.name)
+           for p in tmp_path.iterdir()}
+  assert names == {re.sub(r'\d+\.vm.*|\d+\..*', '', p.name)
+                   for p in trained[0].iterdir()}
+  assert len(list(tmp_path.glob('events*'))) == 1
+
+
+@pytest.mark.parametrize('shape', [(1, 4), (2, 2), (4, 1)])
+def test_four_devices_of_some_processes(shape, four_devices, tmp_path):
+  # gloo adds the gradients of four devices in another order than one process
+  # does: the losses differ by 4e-10 of themselves. Two have but one order.
+  status, _, err = _ends(_launch(*shape, *TINY, f'--workdir={tmp_path}'))
+  assert status == 0, err
+  ours, theirs = ([json.loads(line) for line in
+                   (path / 'metrics.jsonl').read_text().splitlines()]
+                  for path in (tmp_path, four_devices))
+  assert len(ours) == len(theirs) == 2
+  for a, b in zip(ours, theirs, strict=True):
+    assert a['step'] == b['step']
+    for split in ('train', 'validation'):
+      assert a[split] == pytest.approx(b[split], rel=1e-6)
+
+
+def test_slurm_and_evaluation(trained):
+  workdir, _ = trained
+  job = os.getpid()
+  slurm = {'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost',
+           'SLURM_NTASKS': '2', 'JAX_NUM_CPU_DEVICES': '1'}
+  command = [sys.executable, '-m', 'flax_imdb.main', '--mode=eval',
+             f'--workdir={workdir}']
+  both = [subprocess.Popen(
+      command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, env=environ(
+          **slurm, SLURM_PROCID=i, SLURM_LOCALID=i))
+      for i in '01']
+  (status, out, err), (other, quiet, _) = map(_ends, both)
+  assert (status, other) == (0, 0), err
+  alone = finished(run_main('--mode=eval', f'--workdir={workdir}'))
+  assert 'in each of 2 processes' in out
+  assert out.splitlines()[-1] == alone.splitlines()[-1]
+  assert 'test: loss' not in quiet
+
+
+# -- one is disturbed ---------------------------------------------------------
+
+
+def _disturb(workdir, index, number):
+  """Starts the long run in two processes and sends a signal to one."""
+  launcher = _launch(2, 1, *LONG, f'--workdir={workdir}')
+  while not (line := launcher.stdout.readline()).startswith('0: epoch 3/20'):
+    assert line, launcher.communicate()[1]
+  children = pathlib.Path(
+      f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
+  os.kill(int(children[index]), number)
+  return launcher, time.monotonic()
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+  """Two runs, of which process 0, or 1, is stopped: {index: ...}."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    runs = {}
+    for index in (0, 1):
+      workdir = tmp_path_factory.mktemp('stopped') / 'run'
+      runs[index] = workdir, pool.submit(
+          _outcome, *_disturb(workdir, index, signal.SIGSTOP))
+    yield runs  # they wait while other tests run
+
+
+def _outcome(launcher, since):
+  status, _, err = _ends(launcher)
+  return status, err, time.monotonic() - since
+
+
+def _assert_lost(outcome, index):
+  status, err, seconds = outcome
+  assert seconds < 60
+  line, = _errors(err, 1 - index)
+  step = re.match(f'error: process {index} of 2 is lost at step '
+                  r'(\d+): start the run again', line)
+  assert step and 7 <= int(step[1]) <= 140
+  return status
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_one_is_killed(index, stopped, long, tmp_path):
+  status = _assert_lost(
+      _outcome(*_disturb(tmp_path, index, signal.SIGKILL)), index)
+  assert status == 128 + signal.SIGKILL  # of the one that failed first
+  if index:
+    output = finished(run_main(*LONG, f'--workdir={tmp_path}'))
+    assert 'resuming from step' in output
+    _assert_same(tmp_path, long)
+
+
+def test_one_is_asked_to_stop(stopped, long, tmp_path):
+  status, _, err = _ends(_disturb(tmp_path, 1, signal.SIGTERM)[0])
+  assert status == 75
+  first, = _errors(err, 0)
+  assert [first] == _errors(err, 1)
+  step = re.match(r'stopped by SIGTERM after step (\d+) of 140', first)
+  assert step
+  status, out, err = _ends(_launch(2, 1, *LONG, f'--workdir={tmp_path}'))
+  assert status == 0, err
+  assert f'0: resuming from step {step[1]} of 140' in out
+  _assert_same(tmp_path, long)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_one_is_stopped(index, stopped, long):
+  workdir, outcome = stopped[index]
+  assert _assert_lost(outcome.result(), index) == 1
+  if not index:
+    finished(run_main(*LONG, f'--workdir={workdir}'))
+    _assert_same(workdir, long)
+
+
+# -- bad input ----------------------------------------------------------------
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
+  address, both = _address(), []
+  for index in (0, 1):
+    (tmp_path / str(index)).mkdir()
+    both.append(_bare(
+        index, address, *TINY, '--workdir=run', cwd=tmp_path / str(index),
+        env=environ(JAX_NUM_CPU_DEVICES='1', PYTHONPATH=str(ROOT))))
+  for process in both:
+    status, _, err = _ends(process)
+    assert status == 2
+    line, = err.splitlines()
+    assert line.startswith('error: the workdir is not shared: process 1 does')
+  assert not list(tmp_path.glob('*/run/*'))
+
+
+def test_processes_that_do_not_divide_the_batch(tmp_path):
+  status, _, err = _ends(_launch(3, 1, *TINY, f'--workdir={tmp_path}'))
+  assert status == 2
+  for index in range(3):
+    line, = _errors(err, index)
+    assert 'global_batch_size=16 is not divisible by the 3 devices' in line
+
+
+def test_other_flags_in_one_process(tmp_path):
+  address = _address()
+  both = [_bare(i, address, *TINY, f'--config.seed={i}', cwd=ROOT,
+                env=environ(JAX_NUM_CPU_DEVICES='1'))
+          for i in (0, 1)]
+  for process in both:
+    status, _, err = _ends(process)
+    assert status == 2
+    assert err.startswith('error: process 1 has another config than process 0')
+
+
+def test_a_port_in_use():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    process = run_main(
+        f'--coordinator_address=127.0.0.1:{server.getsockname()[1]}',
+        '--num_processes=2', '--process_id=0')
+  assert process.returncode == 2
+  assert process.stderr.startswith('error: process 0 cannot listen on port')
+  assert process.stderr.count('\n') == 1
+
+
+def test_nobody_listens(monkeypatch):
+  monkeypatch.setattr(processes, 'MEET_SECONDS', 0.3)
+  with pytest.raises(UserError, match='cannot reach process 0 at 127.0.0.1'):
+    processes.initialize(_address(), 2, 1)
+
+
+def test_nobody_comes():
+  process = subprocess.run(
+      [sys.executable, '-c', 'from flax_imdb.cluster import processes; '
+       'processes.MEET_SECONDS = 1; '
+       f'processes.initialize("{_address()}", 2, 0)'], cwd=ROOT,
+      capture_output=True, text=True, timeout=60, check=False)
+  assert process.returncode == 1  # where jax aborts
+  assert process.stderr.splitlines()[-1].startswith(
+      'error: the 2 processes did not all meet at 127.0.0.1')
+
+
+def test_the_command_line_checks_them():
+  process = run_main('--num_processes=2')
+  assert process.returncode == 2
+  assert process.stderr == ('error: several processes also need '
+                            '--coordinator_address and --process_id\n')
+  process = run_main('--mode=predict', '--coordinator_address=a:1',
+                     '--num_processes=2', '--process_id=0')
+  assert process.returncode == 2
+  assert process.stderr == ('error: --mode=predict runs in one process: leave '
+                            'out --num_processes\n')

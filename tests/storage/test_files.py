@@ -1,0 +1,49 @@
+"""Files: what a killed process leaves is removed, errors name the fix."""
+
+import errno
+import os
+import time
+
+import pytest
+
+from flax_imdb.checkpoint import run
+from flax_imdb.config import load_config
+from flax_imdb.errors import UserError
+from flax_imdb.storage import disk, files
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
+  old, new, other = (tmp_path / f'{name}.tmp' for name in ('a.1', 'a.2', 'b.1'))
+  for file in (old, new, other):
+    file.write_text('half')
+  for file in (old, other):
+    os.utime(file, (0, time.time() - 2 * disk._LEFTOVER_SECONDS))
+  files.write(tmp_path / 'a', 'whole')
+  assert (tmp_path / 'a').read_text() == 'whole'
+  assert sorted(tmp_path.iterdir()) == [tmp_path / 'a', new, other]
+  files.remove_leftovers(tmp_path, '*')
+  assert sorted(tmp_path.iterdir()) == [tmp_path / 'a']
+
+
+def test_a_run_begins_without_leftovers_and_spares_what_is_not_its_own(
+    tmp_path):
+  for name in ('summary.json.12.tmp', 'metrics.jsonl.7.tmp', 'notes.tmp'):
+    (tmp_path / name).write_text('half')
+  run.check_directory(str(tmp_path), load_config('configs/debug.py'))
+  assert [file.name for file in tmp_path.iterdir()] == ['notes.tmp']
+
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.ENOSPC, 'No space left on device'),
+    ValueError("RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']")])
+def test_a_disk_that_fails_is_told_with_the_fix(error):
+  with pytest.raises(UserError, match=(
+      r'cannot write here \(No space left on device\): make room')):
+    with files.writing('here'):
+      raise error
+
+
+def test_other_errors_are_not_the_disks():
+  with pytest.raises(ValueError, match='^another$'):
+    with files.writing('here'):
+      raise ValueError('another')

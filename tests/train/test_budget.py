@@ -1,0 +1,85 @@
+"""What the compiled train step may cost: kernels, operations, bytes, memory.
+
+Timings are noisy and belong in benchmarks; these figures are the compiler's,
+equal on every machine with the same CPU instructions, and change only when the
+program or the compiler does. Raise a budget only with a reason in RESULTS.md.
+"""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from flax_imdb.cluster import devices
+from flax_imdb.config import load_config
+from flax_imdb.model import classifier
+from flax_imdb.train.optimizer import build_optimizer
+from flax_imdb.train.step import init_state, make_train_step
+
+# Instructions that are no work of their own on a CPU.
+_FREE = {'parameter', 'tuple', 'get-tuple-element', 'constant', 'bitcast'}
+
+
+# By config: kernels in an iteration of the largest loops, in millions the
+# operations and bytes (a loop counted once: 64 reviews, one token each), and
+# MiB of scratch memory a device. Measured 2026-11-24, plus 3 %. Storing the
+# gates takes twice the bytes and three times the memory, all states where the
+# last one does a fifth more of both, a cell that multiplies input and state
+# apart four kernels more.
+_BUDGETS = {
+    'configs/notebook.py': {
+        'loops': [25, 10], 'operations': 11.2, 'bytes': 67.0, 'scratch': 17.6},
+    'configs/default.py': {
+        'loops': [25, 25], 'operations': 74.6, 'bytes': 298.0, 'scratch': 56.5},
+}
+
+
+@pytest.fixture(scope='module', params=_BUDGETS)
+def compiled(request):
+  """(config file, its step compiled for 64 reviews of 500 tokens a device)."""
+  config = load_config(request.param)
+  model = classifier.build_model(config)
+  optimizer = build_optimizer(config, 137)
+  state = devices.replicate(init_state(config, model, optimizer))
+  rows, width = 128, config.data.max_length
+  batch = devices.shard({
+      'ids': np.ones((rows, width), np.int32),
+      'lengths': np.full(rows, width, np.int32),
+      'labels': np.ones(rows, np.float32),
+      'weights': np.ones(rows, np.float32)})
+  step = make_train_step(config, model, optimizer, 137, jax.devices())
+  return request.param, step.lower(state, batch).compile(), state
+
+
+def _loops(hlo: str) -> list[int]:
+  """Kernels an iteration of each loop, the most first."""
+  counts = []
+  for name in set(re.findall(r'\bbody=%?([\w.-]+)', hlo)):
+    body = re.search(rf'^%?{re.escape(name)} .*?\{{\n(.*?)^\}}', hlo,
+                     re.MULTILINE | re.DOTALL)
+    operations = re.findall(r'^ +(?:ROOT )?%?[\w.-]+ = .*?\s([\w-]+)\(',
+                            body[1], re.MULTILINE)
+    counts.append(sum(operation not in _FREE for operation in operations))
+  return sorted(counts, reverse=True)
+
+
+def test_the_step_keeps_to_its_budget(compiled):
+  name, step, _ = compiled
+  budget = _BUDGETS[name]
+  loops = _loops(step.as_text())
+  assert len(loops) >= len(budget['loops'])
+  assert all(kernels <= most for kernels, most in
+             zip(loops, budget['loops'], strict=False)), loops
+  cost = step.cost_analysis()
+  assert cost['flops'] / 1e6 < budget['operations']
+  assert cost['bytes accessed'] / 1e6 < budget['bytes']
+  scratch = step.memory_analysis().temp_size_in_bytes / 2**20
+  assert scratch < budget['scratch']
+
+
+def test_one_all_reduce_and_the_state_in_place(compiled):
+  _, step, state = compiled
+  assert len(re.findall(r' all-reduce(?:-start)?\(', step.as_text())) == 1
+  state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+  assert step.memory_analysis().alias_size_in_bytes >= 0.99 * state_bytes

@@ -1,0 +1,267 @@
+"""The training loop, in this process: what it saves, resumes and evaluates."""
+
+import json
+import logging
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from support.command import TINY
+
+from flax_imdb import environment, main
+from flax_imdb.checkpoint.manager import Checkpoints
+from flax_imdb.cluster import preemption
+from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.data.batches import TrainBatches
+from flax_imdb.inference import evaluate
+from flax_imdb.terminal import Rate, Terminal
+from flax_imdb.train import loop
+from flax_imdb.train.metrics import Metrics
+
+
+class _Terminal(Terminal):
+  """Keeps what it is told; interrupts the run at a line that begins so."""
+
+  def __init__(self, interrupt_at=None):
+    super().__init__()
+    self.lines, self.updates, self.calls = [], [], []
+    self._interrupt_at = interrupt_at
+
+  def announce(self, text):
+    self.lines.append(text)
+    if self._interrupt_at and text.startswith(self._interrupt_at):
+      raise KeyboardInterrupt
+
+  def start(self, step, steps_total):
+    self.calls.append(('start', step, steps_total))
+
+  def update(self, step, text):
+    self.updates.append((step, text))
+
+  def stop(self):
+    self.calls.append('stop')
+
+
+def _config(**fields):
+  """The config of TINY, 7 steps an epoch, but one program for all runs."""
+  config = load_config(TINY[0].removeprefix('--config='))
+  for word in TINY[1:]:
+    override(
+        config, *word.removeprefix('--config.').split('=', 1))
+  config.update_from_flattened_dict({
+      'data.bucket_width': 0, 'data.max_length': 20, 'ema_decay': 0.8,
+      'schedule': 'constant', 'warmup_epochs': 0.0, 'show_examples': 0})
+  config.update_from_flattened_dict(fields)
+  check_fields(config)
+  return config
+
+
+def _lines(workdir):
+  return [json.loads(line)
+          for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def _script(monkeypatch, *fields):
+  """Changes the results of the first scores; returns the true ones."""
+  score, true, left = evaluate.score, [], list(fields)
+  def scripted(logits, labels):
+    true.append(score(logits, labels))
+    return true[-1] | (left.pop(0) if left else {})
+  monkeypatch.setattr(evaluate, 'score', scripted)
+  return true
+
+
+def test_a_resumed_run_remembers_its_patience_and_its_time(
+    tmp_path, monkeypatch):
+  """The first epoch is the best: the run stops after three more."""
+  monkeypatch.setattr(Rate, 'seconds', lambda self: 1000.0)
+  config = _config(**{'num_epochs': 9, 'early_stopping.patience': 3})
+  _script(monkeypatch, *({'loss': x} for x in (0.5, 0.9, 0.8, 0.7)))
+  terminal = _Terminal(interrupt_at='epoch 3/9')
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, str(tmp_path), terminal)
+  assert terminal.calls == [('start', 0, 63), 'stop']
+  terminal = _Terminal()
+  summary = loop.train(config, str(tmp_path), terminal)
+  assert 'resuming from step 21 of 63' in terminal.lines
+  assert terminal.calls == [('start', 21, 63), 'stop']
+  assert summary['step'] == 28 and summary['best_step'] == 7
+  assert summary['seconds'] == 4000
+  assert [x['step'] for x in _lines(tmp_path)] == [7, 14, 21, 28]
+
+
+@pytest.mark.parametrize(('monitor', 'restore_best', 'best', 'evaluated'), [
+    ('loss', True, 7, 7), ('accuracy', True, 14, 14), ('loss', False, 7, 14)])
+def test_the_monitor_chooses_the_weights_that_are_evaluated(
+    monitor, restore_best, best, evaluated, tmp_path, monkeypatch):
+  """With averaged weights, which validation and evaluation both take."""
+  true = _script(monkeypatch, {'loss': 0.5, 'accuracy': 0.1},
+                 {'loss': 0.9, 'accuracy': 0.9})
+  config = _config(**{'early_stopping.monitor': monitor,
+                      'early_stopping.restore_best': restore_best})
+  summary = loop.train(config, str(tmp_path), _Terminal())
+  assert summary['best_step'] == best
+  first, second, _, validation, _ = true
+  assert first['loss'] != pytest.approx(second['loss'], rel=1e-6)
+  want = first if evaluated == 7 else second
+  assert summary['validation'] == validation
+  assert validation['loss'] == pytest.approx(want['loss'], rel=1e-7)
+  assert [summary[s]['n'] for s in ('train', 'validation', 'test')] == [
+      99, 11, 45]
+
+
+def test_a_line_is_written_before_its_checkpoint(tmp_path, monkeypatch):
+  """A kill between the two repeats the epoch and loses no line."""
+  save, written = Checkpoints.save, []
+  def spy(self, *args, **kwargs):
+    written.append([x['step'] for x in _lines(tmp_path)])
+    save(self, *args, **kwargs)
+  monkeypatch.setattr(Checkpoints, 'save', spy)
+  loop.train(_config(), str(tmp_path), _Terminal())
+  assert written == [[7], [7, 14]]
+
+
+@pytest.mark.parametrize(('rate', 'validation_loss', 'message'), [
+    (1e30, 0.5, r'step 2 is not finite: loss \S+, gradient norm \S+, learning '
+     r'rate 1e\+30; nothing was saved before: lower config.learning_rate'),
+    (5e-3, float('nan'), 'validation loss after step 7 is nan; nothing was')])
+def test_neither_loss_may_be_infinite(
+    rate, validation_loss, message, tmp_path, monkeypatch):
+  _script(monkeypatch, {'loss': validation_loss})
+  config = _config(learning_rate=rate, warmup_epochs=0.0, schedule='constant')
+  terminal = _Terminal()
+  with pytest.raises(FloatingPointError, match=message):
+    loop.train(config, str(tmp_path), terminal)
+  assert terminal.calls[-1] == 'stop'
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == []
+  assert _lines(tmp_path) == []
+
+
+def _poison(monkeypatch, steps):
+  """Makes the loss of some steps NaN."""
+  def poisoned(batches, step):
+    batch = batch_of(batches, step)
+    if step + 1 in steps:
+      batch['labels'] = np.full_like(batch['labels'], np.nan)
+    return batch
+  batch_of = TrainBatches.__call__
+  monkeypatch.setattr(TrainBatches, '__call__', poisoned)
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
+    tmp_path, monkeypatch):
+  _poison(monkeypatch, [9, 10])
+  with pytest.raises(FloatingPointError, match=(
+      'step 9 is not finite: loss nan, gradient norm nan, learning rate 0.00'
+      '.*; step 7 was saved before')):
+    loop.train(_config(), str(tmp_path), _Terminal())
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == [7]
+
+
+def test_a_signal_saves_no_step_that_is_not_finite(tmp_path, monkeypatch):
+  _poison(monkeypatch, [9])
+  batch_of = TrainBatches.__call__
+  def signalled(batches, step):
+    if step + 1 == 10:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch_of(batches, step)
+  monkeypatch.setattr(TrainBatches, '__call__', signalled)
+  with pytest.raises(FloatingPointError, match='step 9 is not finite'):
+    loop.train(_config(), str(tmp_path), _Terminal())
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == [7]
+
+
+@pytest.mark.parametrize('evaluation', [2, 3, 5])  # of an epoch; of the end
+def test_a_signal_while_it_evaluates_is_seen(evaluation, tmp_path, monkeypatch):
+  score, calls = evaluate.score, []
+  def signalled(logits, labels):
+    calls.append(len(labels))
+    if len(calls) == evaluation:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return score(logits, labels)
+  monkeypatch.setattr(evaluate, 'score', signalled)
+  with pytest.raises(preemption.Preempted, match='SIGTERM after step 14 of 14'):
+    loop.train(_config(), str(tmp_path), _Terminal())
+  assert len(calls) == evaluation
+  assert not (tmp_path / 'summary.json').exists()
+  with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+    assert checkpoints.steps() == [7, 14]
+
+
+def test_such_steps_are_left_out_and_counted(tmp_path, monkeypatch):
+  _poison(monkeypatch, [2, 3, 8, 14])
+  summary = loop.train(
+      _config(on_nan='skip'), str(tmp_path), _Terminal())
+  first, second = (line['train'] for line in _lines(tmp_path))
+  assert (first['skipped'], second['skipped']) == (2, 2)
+  assert first['n'] in (99 - 32, 99 - 19)  # one batch of 7 has 3 reviews only
+  assert second['n'] in (99 - 32, 99 - 19)
+  assert np.isfinite(summary['test']['loss'])
+
+
+def test_an_epoch_without_a_finite_step_stops_the_run(tmp_path, monkeypatch):
+  _poison(monkeypatch, range(8, 15))
+  with pytest.raises(FloatingPointError, match='step 8 is not finite'):
+    loop.train(_config(on_nan='skip'), str(tmp_path), _Terminal())
+
+
+def test_the_host_waits_for_steps_past_and_says_where_it_is(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, 'WAIT_EVERY', 2)
+  waited, to_host = [], loop.devices.to_host
+  def spy(tree):
+    host = to_host(tree)
+    if isinstance(host, Metrics):
+      waited.append(float(host.weight))
+    return host
+  monkeypatch.setattr(loop.devices, 'to_host', spy)
+  terminal = _Terminal()
+  loop.train(_config(num_epochs=1), str(tmp_path), terminal)
+  assert [step for step, _ in terminal.updates] == [4, 6]
+  for step, text in terminal.updates:
+    assert text.startswith(f'epoch 1  step {step}/7  loss 0.')
+    assert 'accuracy' in text and text.endswith('reviews/s')
+  # Sums of steps 2 and 4, then of the whole epoch; a batch of 3 may be there.
+  assert [round(x, -1) for x in waited] in ([30, 60, 100], [20, 50, 100])
+
+
+@pytest.mark.parametrize(('step', 'epoch'), [
+    (1, 1), (7, 1), (8, 2), (14, 2), (15, 3)])
+def test_the_live_line_counts_epochs_from_1(step, epoch):
+  metrics = Metrics.zero().replace(loss=3.0, correct=2.0, weight=4.0)
+  assert loop._live_text(metrics, step, 7, 21, 1234.5) == (
+      f'epoch {epoch}  step {step}/21  loss 0.7500  accuracy 0.5000  '
+      '1,234 reviews/s')
+
+
+@pytest.mark.parametrize('debug', [False, True])
+def test_config_debug_turns_jit_off_and_stops_at_nans(
+    debug, tmp_path, monkeypatch):
+  seen = []
+  def fake(config, workdir, terminal):
+    del config, workdir, terminal
+    seen.append((jax.config.jax_disable_jit, jax.config.jax_debug_nans))
+  monkeypatch.setattr(loop, 'train', fake)
+  monkeypatch.setattr(environment, 'configure', lambda size: None)
+  level = logging.getLogger('absl').level
+  try:
+    assert main.main(['--config=configs/debug.py', f'--workdir={tmp_path}',
+                      f'--config.debug={str(debug).lower()}']) == 0
+  finally:
+    jax.config.update('jax_disable_jit', False)
+    jax.config.update('jax_debug_nans', False)
+    logging.getLogger('absl').setLevel(level)
+  assert seen == [(debug, debug)]
+
+
+def test_a_run_that_begins_with_another_s_weights_averages_them_too(tmp_path):
+  loop.train(_config(num_epochs=1), str(tmp_path / 'a'), _Terminal())
+  config = _config(num_epochs=1, init_from=str(tmp_path / 'a'))
+  assert config.ema_decay > 0
+  summary = loop.train(config, str(tmp_path / 'b'), _Terminal())
+  assert summary['step'] == 7
