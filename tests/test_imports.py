@@ -18,9 +18,7 @@ FLOORS = [
 # environment when it starts.
 BEFORE_JAX = {
     'errors', 'storage', 'environment', 'config', 'terminal', 'cli', 'main',
-    'cluster/discovery', 'cluster/processes', 'cluster/watchdog', 'data/sources',
-    'data/imdb', 'data/grammar', 'data/tokenizer', 'data/reviews',
-    'data/batches'}
+    'cluster/discovery', 'cluster/processes', 'cluster/watchdog', 'data'}
 MODULES = sorted(PACKAGE.rglob('*.py'))
 PRODUCT = [*MODULES, *sorted((ROOT / 'configs').glob('*.py'))]
 EVERYTHING = sorted({*PRODUCT, *(
