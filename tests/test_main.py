@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from support.command import ROOT, TINY, finished, run_here, run_main
 
+# One batch shape: half as much to compile, where that is what takes the time.
+SHORT = (*TINY, '--config.data.max_length=20')
+
 
 def _lines(workdir):
   return [json.loads(line)
@@ -89,10 +92,6 @@ def test_a_finished_run_says_so_and_evaluates_again(trained, tmp_path):
   assert _lines(workdir) == _lines(trained[0])
 
 
-# One batch shape: half as much to compile on each number of devices.
-SHORT = (*TINY, '--config.data.max_length=20')
-
-
 @pytest.fixture(scope='module')
 def two_devices(tmp_path_factory):
   """The run directory of this process' devices."""
@@ -136,7 +135,7 @@ def test_no_epochs_evaluate_the_initial_weights(tmp_path):
 
 def test_early_stopping_stops_and_stays_stopped(tmp_path):
   # A rate of nearly 0 improves nothing by 0.5 nats.
-  argv = [*TINY, f'--workdir={tmp_path}', '--config.num_epochs=9',
+  argv = [*SHORT, f'--workdir={tmp_path}', '--config.num_epochs=9',
           '--config.learning_rate=1e-9', '--config.early_stopping.patience=2',
           '--config.early_stopping.min_delta=0.5']
   finished(run_here(*argv))
@@ -147,14 +146,12 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path):
   assert 'already at step 21 of 63, stopped early' in finished(run_here(*argv))
 
 
-@pytest.mark.parametrize('argv', [
-    ['--config.data.max_length=3', '--config.data.bucket_width=0'],
-    pytest.param([], marks=pytest.mark.slow)], ids=['shorter', 'as it is'])
-def test_debug_config_runs_without_jit(argv, tmp_path, monkeypatch):
+@pytest.mark.slow  # an operation at a time is 500 programs to compile
+def test_debug_config_runs_without_jit(tmp_path, monkeypatch):
   """In the default directory for runs, below the working directory."""
   monkeypatch.chdir(tmp_path)
   try:
-    output = finished(run_here('--config=configs/debug.py', *argv))
+    output = finished(run_here('--config=configs/debug.py'))
     assert jax.config.jax_disable_jit
   finally:
     jax.config.update('jax_disable_jit', False)

@@ -579,7 +579,8 @@ def test_what_was_wrong_can_be_put_right_in_the_same_directory(
 
 def test_infinite_loss_fails_the_run_and_saves_nothing(tmp_path):
   process = run_here(
-      *TINY, f'--workdir={tmp_path}', '--config.learning_rate=1e30',
+      *TINY, f'--workdir={tmp_path}', '--config.data.max_length=20',
+      '--config.learning_rate=1e30',
       '--config.clip_norm=0', '--config.optimizer=sgd')
   refused(process, 'not finite', status=1)
   assert not (tmp_path / 'checkpoints' / '7').exists()

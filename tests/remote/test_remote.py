@@ -20,8 +20,11 @@ emulated = pytest.mark.skipif(bool(NEEDED), reason=f'{NEEDED} not installed')
 
 
 @pytest.fixture(scope='module')
-def store():
-  """An object store with a finished run at gs://bucket/run; don't change it."""
+def store(trained):
+  """An object store with a finished run at gs://bucket/run; don't change it.
+
+  After `trained`, which compiles the programs of it.
+  """
   from support.object_store import ObjectStore
   with ObjectStore() as store:
     finished(run_main(*TINY, '--workdir=gs://bucket/run', **store.env))
