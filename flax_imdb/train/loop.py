@@ -25,10 +25,10 @@ from flax_imdb.data.tokenizer import load_tokenizer
 from flax_imdb.inference import evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock, Rate, Terminal
+from flax_imdb.train import stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
 from flax_imdb.train.step import TrainState, init_state, make_train_step
-from flax_imdb.train.stopping import EarlyStopping
 from flax_imdb.train.writers import Writers
 
 # The host looks at the metrics and at the votes to stop each so many steps, and
@@ -41,12 +41,12 @@ def train(config: ConfigDict, workdir: str,
           terminal: Terminal) -> dict[str, Any]:
   """Trains, or goes on, and evaluates the best weights.
 
+  Of several processes all do the same, and the first one writes.
+
   Args:
     config: checked by `check_fields`.
     workdir: the run directory; one that holds a run of this config is resumed.
     terminal: told what happens.
-
-  Of several processes all do the same, and the first one writes.
 
   Returns:
     What summary.json holds.
@@ -102,12 +102,10 @@ class _Training:
 
 
 def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
-  """Reads all that training needs, and makes the run directory.
+  """Reads all that training needs, then makes the run directory.
 
-  The order: what can be refused comes before what takes time, and both before
-  anything is left in the run directory, in which a corrected config may begin.
-  All splits are read now, or a mistake in the last one's name would be told
-  when all is trained.
+  What can be refused is, before anything is left there: a corrected config may
+  begin in it. So the test split is read now, too.
   """
   devices.check_batch_size(config.global_batch_size)
   model = classifier.build_model(config)
@@ -124,11 +122,11 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
       devices.own_rows(config.global_batch_size))
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock()
-  train_step = make_train_step(
-      config, model, optimizer, batches.steps_per_epoch)
-  return _Task(config, workdir, terminal, tokenizer, splits, batches, model,
-               optimizer, compiled.wrap(train_step),
-               evaluate.make_logits(config, model, compiled), compiled)
+  return _Task(
+      config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
+      compiled.wrap(make_train_step(
+          config, model, optimizer, batches.steps_per_epoch)),
+      evaluate.make_logits(config, model, compiled), compiled)
 
 
 def _tokenizer(
@@ -187,7 +185,7 @@ def _run_epochs(task: _Task, training: _Training, checkpoints: Checkpoints,
     FloatingPointError: a loss is not finite; it is not saved.
     Preempted: a signal asked for it.
   """
-  stopping = EarlyStopping.of(task.config)
+  early_stopping = task.config.early_stopping
   train_step = stop.voting(task.train_step)
   task.terminal.start(training.step, task.steps_total)
   try:
@@ -201,8 +199,8 @@ def _run_epochs(task: _Task, training: _Training, checkpoints: Checkpoints,
         break
       reviews_per_second = rate.per_second()
       validation = _validate(task, training, checkpoints)
-      score = stopping.score(validation)
-      stopping.update(training.progress, score)
+      score = stopping.score(early_stopping, validation)
+      stopping.update(early_stopping, training.progress, score)
       training.progress.seconds += rate.seconds()
       line = _line(task, training.step, metrics, validation)
       writers.write(line, {'reviews_per_second': reviews_per_second})
@@ -278,14 +276,7 @@ def _save(training: _Training, checkpoints: Checkpoints,
 
 def _finish(task: _Task, training: _Training, checkpoints: Checkpoints,
             stop: preemption.Stop) -> dict[str, Any]:
-  """Evaluates on all splits the weights that the config asks for.
-
-  Returns:
-    What summary.json holds, which is written.
-
-  Raises:
-    Preempted: a signal asked for it.
-  """
+  """Evaluates what the config asks for, and writes the summary."""
   config, step = task.config, training.step
   best = checkpoints.best()
   evaluated = best if config.early_stopping.restore_best else step
@@ -307,19 +298,18 @@ def _finish(task: _Task, training: _Training, checkpoints: Checkpoints,
           devices.to_host(training.state.params)),
   }
   run.write_summary(task.workdir, summary)
-  announce = task.terminal.announce
-  announce(f'evaluated: the weights of step {evaluated} of {step}')
-  for name, result in scores.items():
-    announce(evaluate.score_text(name, result))
-  if config.show_examples:
-    for line in _examples(task, params):
-      announce(line)
+  for line in (f'evaluated: the weights of step {evaluated} of {step}',
+               *(evaluate.score_text(*item) for item in scores.items()),
+               *_examples(task, params)):
+    task.terminal.announce(line)
   return summary
 
 
 def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
-  """The shortest test reviews and what is predicted for them, in lines."""
+  """Lines on the shortest test reviews: their label and what is predicted."""
   data = task.config.data
+  if not task.config.show_examples:
+    return
   texts, labels = sources.read_texts(data.name, data.test_split)
   shortest = sorted(range(len(texts)), key=lambda row: len(texts[row]))
   for row in shortest[:task.config.show_examples]:
