@@ -5,8 +5,8 @@ r"""Times variants of the train step against each other, interleaved.
       'XLA_FLAGS=--xla_cpu_prefer_vector_width=256' 'TREE=../before'
 
 A variant is a string of words: NAME=VALUE for its environment, a config's
---config=FILE and --config.FIELD=VALUE; TREE=DIR takes another checkout, with the
-worker of its own benchmarks/variants.py. The first is what the others are
+--config=FILE and --config.FIELD=VALUE; TREE=DIR takes another checkout and the
+worker in its own benchmarks/variants.py. The first is what the others are
 compared with. Each lives
 in a process of its own, warmed up, and sleeps until it is its turn; ROUNDS
 times each takes STEPS steps on one batch of 128 full-length random reviews.
@@ -79,8 +79,8 @@ def start(variant: str) -> subprocess.Popen:
   env['PYTHONPATH'] = str(tree)
   process = subprocess.Popen(
       [sys.executable, str(tree / 'benchmarks/variants.py'), '--work',
-       *(word for word in words if word.startswith('--'))], cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      text=True)
+       *(word for word in words if word.startswith('--'))], cwd=tree, env=env,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   assert process.stdout
   if process.stdout.readline() != 'ready\n':
     raise SystemExit(f'{variant!r} ended before its first step')
