@@ -7,9 +7,9 @@ import pytest
 
 from flax_imdb import config
 from flax_imdb.config import (
+  _find,
   check_fields,
   differences,
-  _find,
   load_config,
   override,
   read_config,
