@@ -43,9 +43,7 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
   The arguments are the flags, which `discovery.check_flags` has seen; without
   them SLURM or the Cloud TPU is asked, and elsewhere there is one process.
-
-  Raises:
-    UserError: process 0 can't listen, or is not to be reached.
+  Raises UserError if process 0 can't listen, or is not to be reached.
   """
   global _watchdog
   devices = None
@@ -93,11 +91,7 @@ def _check_free(address: str) -> None:
 
 
 def _reach(address: str) -> None:
-  """Waits until process 0 listens; jax aborts if it never does.
-
-  Raises:
-    UserError: it does not within `MEET_SECONDS`.
-  """
+  """Raises a UserError if process 0 does not listen in time; jax aborts."""
   host, _, port = address.rpartition(':')
   end = time.monotonic() + MEET_SECONDS
   while True:
@@ -123,11 +117,7 @@ def gather(value: str) -> list[str]:
 
 
 def check_shared(directory: str) -> None:
-  """Checks that all processes see the directory of process 0.
-
-  Raises:
-    UserError: some do not; in all processes.
-  """
+  """Raises UserError in all if some don't see the directory of process 0."""
   if count() == 1:
     return
   token = files.as_path(directory) / f'.{gather(secrets.token_hex(16))[0]}'
@@ -148,14 +138,9 @@ def check_shared(directory: str) -> None:
 
 
 def check_same(what: str, digest: Callable[[], str]) -> None:
-  """Checks that something is the same in all processes.
+  """Raises UserError in all processes if `what` is not the same in them.
 
-  Args:
-    what: names it.
-    digest: called for one string for all of it, if there are several.
-
-  Raises:
-    UserError: it is not; in all processes.
+  `digest` is called for one string for all of it, if there are several.
   """
   if count() == 1:
     return
@@ -172,7 +157,7 @@ def one_at_a_time() -> contextlib.AbstractContextManager[None]:
 
 
 def report_alive(step: int | None = None) -> None:
-  """Tells the watchdog that this process is not stuck, and its step."""
+  """Tells the watchdog that this process moves, and the steps it has done."""
   if _watchdog:
     _watchdog.report_alive(step)
 
@@ -196,10 +181,7 @@ def end_all(message: str, status: int) -> None:
 
 
 def end_all_after(error: Exception) -> None:
-  """Ends all processes after an error that a lost one may have caused.
-
-  Returns if there is but one.
-  """
+  """`end_all`, after an error that a lost process may have caused."""
   if _watchdog is None:
     return
   _watchdog.wait_for_the_lost()
