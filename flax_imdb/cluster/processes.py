@@ -17,11 +17,9 @@ from flax_imdb.cluster.watchdog import Watchdog
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files
 
-# How long the processes wait for one another at the start, in seconds.
-MEET_SECONDS = 120
+MEET_SECONDS = 120  # that the processes wait for one another at the start
 _DAY_MS = 24 * 3600 * 1000  # the watchdog ends what would wait for ever
-# How long a file that another host made may take to be seen.
-_SEE_SECONDS = 3
+_SEE_SECONDS = 3  # that a file of another host may take to be seen
 
 _watchdog: Watchdog | None = None
 _rounds = itertools.count()
@@ -78,13 +76,11 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
 def _check_free(address: str) -> None:
   """Raises a UserError if this process can't listen there; jax crashes."""
-  port = int(address.rpartition(':')[2])
+  port, both = int(address.rpartition(':')[2]), socket.has_dualstack_ipv6()
   try:
-    if socket.has_dualstack_ipv6():
-      socket.create_server(
-          ('', port), family=socket.AF_INET6, dualstack_ipv6=True).close()
-    else:
-      socket.create_server(('', port)).close()
+    socket.create_server(
+        ('', port), family=socket.AF_INET6 if both else socket.AF_INET,
+        dualstack_ipv6=both).close()
   except OSError as e:
     raise UserError(f'process 0 cannot listen on port {port} ({e.strerror}): '
                     'give another --coordinator_address to all') from e
