@@ -54,19 +54,15 @@ class LSTMCell(nn.Module):
 
 
 class SimpleRNNCell(nn.Module):
-  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990).
-
-  Attributes: as `LSTMCell`.
-  """
+  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990)."""
   width: int
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, carry: Carry, x_BE: jax.Array) -> Carry:
     h_BH, = carry
-    kernel = self.param(
-        'kernel', nn.initializers.glorot_uniform(),
-        (x_BE.shape[-1], self.width))
+    kernel = self.param('kernel', nn.initializers.glorot_uniform(),
+                        (x_BE.shape[-1], self.width))
     recurrent_kernel = self.param(
         'recurrent_kernel', nn.initializers.orthogonal(),
         (self.width, self.width))
@@ -105,10 +101,9 @@ class _Step(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-  """A cell scanned over time.
+  """A cell of `CELLS` scanned over time.
 
   Attributes:
-    cell: a key of `CELLS`.
     width: H, units.
     dtype: of the operands of the matrix products.
     mask_padding: freeze the carry at t >= length. A backward layer then waits
