@@ -123,14 +123,10 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
   Memory is linear but for what a TPU keeps on its chip: two sizes tell a third,
   which is compiled in turn, until a tenth more, or 128 a device, is too large.
 
-  Args:
-    config: its global_batch_size does not count.
-    devices: of `describe`.
-    memory: GiB a device.
-    announce: is told the memory of each size that was compiled.
-
-  Returns:
-    Reviews over all devices; 0 if not even one a device fits.
+  `memory` is in GiB a device, `devices` are of `describe`; the config's own
+  global_batch_size does not count. `announce` is told the memory of each size
+  that was compiled. Returns reviews over all devices; 0 if not even one a
+  device fits.
   """
   limit = memory * 1024
   fits, peak, rows, refused = 0, 0.0, 1024, 1 << 30
@@ -159,7 +155,7 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   """Compiles the train step, or the evaluation, of the widest batch.
 
   Args:
-    config: checked by `config.check`; its global_batch_size does not count.
+    config: checked by `check_fields`; its global_batch_size does not count.
     devices: of `describe`.
     rows: reviews a device.
     training: which of the two.
@@ -200,7 +196,7 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   finally:
     jax.config.update(_CACHE_FROM, cache_from)
   seconds = time.perf_counter() - start
-  memory, hlo = compiled.memory_analysis(), compiled.as_text()
+  hlo, memory = compiled.as_text(), compiled.memory_analysis()
   mib = {f'{k}_mib': getattr(memory, f'{k}_size_in_bytes') / 2**20
          for k in ('argument', 'temp', 'output', 'alias')}
   return {

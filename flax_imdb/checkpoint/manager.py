@@ -243,13 +243,8 @@ class Checkpoints:
     """Reads the newest step that is whole; moves others to workdir/damaged.
 
     The first process chooses, and the others read what it has chosen.
-
-    `shapes` as for `restore`; `announce` is told which steps are set aside,
-    and why. Returns None if there is no whole one.
-
-    Raises:
-      UserError: a checkpoint is of another shape.
-      StoreError: the object store failed.
+    `announce` is told which steps are set aside, and why. Returns as `restore`,
+    None if there is no whole one; raises UserError or StoreError as it does.
     """
     found, chosen = None, ''
     if processes.index() == 0:

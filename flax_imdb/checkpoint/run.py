@@ -25,14 +25,10 @@ from flax_imdb.storage import bucket, files
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished or interrupted run, ready to evaluate.
+  """A finished or interrupted run with what it was trained with.
 
-  Attributes:
-    config: what it was trained with.
-    tokenizer: the one it was trained with.
-    model: holds no arrays.
-    params: the parameters to evaluate with, replicated.
-    step: when they were saved.
+  `params` are those to evaluate with, replicated, as they were after `step`;
+  `model` holds no arrays.
   """
   config: ConfigDict
   tokenizer: Tokenizer
@@ -53,9 +49,8 @@ def check_directory(workdir: str, config: ConfigDict) -> None:
     _check_writable(workdir)
     if is_run(workdir):
       made_with = read_config(files.as_path(workdir) / 'config.json')
-      fields = ', '.join(
-          f'{k}: {a} there, {b} now'
-          for k, (a, b) in differences(made_with, config).items())
+      fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
+                         differences(made_with, config).items())
       if fields:
         raise UserError(
             f'{workdir} was made with another config ({fields}): give the same '

@@ -92,12 +92,10 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
             texts: Sequence[str]) -> list[dict[str, Any]]:
-  """Classifies raw texts.
+  """Returns label, probability of a positive review, and text, for each text.
 
-  Returns:
-    For each text its label, the probability that it is positive, the text, and
-    a note where the answer rests on nothing: a text that is empty or holds
-    only words unknown to the tokenizer.
+  And a note where the answer rests on nothing: a text that is empty or holds
+  only words unknown to the tokenizer.
   """
   reviews = encode_reviews(tokenizer, texts)
   rows = np.split(reviews.ids, reviews.offsets[1:-1])

@@ -22,11 +22,8 @@ class LSTMCell(nn.Module):
   """Keras' LSTM cell: gates in the order i f g o, forget bias 1.
 
   Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers 2000:
-  c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
-
-  Attributes:
-    width: H, units.
-    dtype: of the operands of the matrix products; all else is float32.
+  c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'). The operands
+  of the matrix products are of `dtype`; all else is float32.
   """
   width: int
   dtype: Any = jnp.float32
@@ -54,7 +51,10 @@ class LSTMCell(nn.Module):
 
 
 class SimpleRNNCell(nn.Module):
-  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990)."""
+  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990).
+
+  `dtype` as of `LSTMCell`.
+  """
   width: int
   dtype: Any = jnp.float32
 
@@ -105,7 +105,7 @@ class RecurrentLayer(nn.Module):
 
   Attributes:
     width: H, units.
-    dtype: of the operands of the matrix products.
+    dtype: as of `LSTMCell`.
     mask_padding: freeze the carry at t >= length. A backward layer then waits
       in its zero carry until it meets the review's last word, so no sequence
       is ever turned round.
