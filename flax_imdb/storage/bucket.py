@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 from typing import Any, BinaryIO
 
 from flax_imdb.errors import StoreError, UserError
@@ -130,7 +129,7 @@ def write(path: Any, content: bytes) -> None:
 
 def append(path: Any, content: bytes) -> None:
   """Writes the object anew: nothing can be added to one."""
-  path.write_bytes(path.read_bytes() + content)
+  path.write_bytes((path.read_bytes() if path.exists() else b'') + content)
 
 
 @contextlib.contextmanager
@@ -164,19 +163,3 @@ def sizes(folder: Any) -> Iterator[tuple[pathlib.PurePosixPath, int]]:
 
 def remove_leftovers(folder: Any, names: str) -> None:
   """See `files.remove_leftovers`: here `write` leaves none."""
-
-
-class Staging:
-  """See `files.staging`: a temporary directory, whose files are copied."""
-
-  def __init__(self, folder: Any):
-    self._target = folder
-    self._temporary = tempfile.TemporaryDirectory(prefix='flax_imdb_')
-    self.folder = pathlib.Path(self._temporary.name)
-
-  def publish(self) -> None:
-    for file in self.folder.iterdir():
-      (self._target / file.name).write_bytes(file.read_bytes())
-
-  def close(self) -> None:
-    self._temporary.cleanup()

@@ -82,16 +82,3 @@ def remove_leftovers(
     with contextlib.suppress(FileNotFoundError):  # another one was faster
       if file.stat().st_mtime <= time.time() - seconds:
         file.unlink()
-
-
-class Staging:
-  """See `files.staging`: what is made in place need not be published."""
-
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
-
-  def publish(self) -> None:
-    pass
-
-  def close(self) -> None:
-    pass

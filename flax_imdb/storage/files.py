@@ -71,13 +71,13 @@ def write(path: Path, content: str | bytes) -> None:
     _place(path).write(as_path(path), content)
 
 
-def append(path: Path, content: str) -> None:
-  """Adds text to a file, safe from a power cut when this returns.
+def append(path: Path, content: bytes) -> None:
+  """Adds to a file, made if need be; on disk when this returns.
 
   Raises as `writing`; on a disk a part may then be written.
   """
   with writing(path):
-    _place(path).append(as_path(path), content.encode())
+    _place(path).append(as_path(path), content)
 
 
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -129,12 +129,3 @@ def remove_leftovers(folder: pathlib.Path, names: str) -> None:
   Other files that end in .tmp are the user's.
   """
   _place(folder).remove_leftovers(folder, names)
-
-
-def staging(folder: Path) -> Any:
-  """A local folder for a library that writes files of its own.
-
-  An object with `folder`, the local one; `publish()`, which copies its files
-  whole to where they belong; and `close()`.
-  """
-  return _place(folder).Staging(as_path(folder))

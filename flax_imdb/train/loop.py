@@ -60,8 +60,8 @@ def train(config: ConfigDict, workdir: str,
   with (preemption.deferred(WAIT_EVERY) as stop,
         Checkpoints(workdir) as checkpoints):
     training = _begin_or_resume(task, checkpoints)
-    with Writers(workdir, training.step) as writers:
-      _run_epochs(task, training, checkpoints, writers, stop)
+    writers = Writers(workdir, training.step)
+    _run_epochs(task, training, checkpoints, writers, stop)
     return _finish(task, training, checkpoints, stop)
 
 
