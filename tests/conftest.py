@@ -1,6 +1,8 @@
 """Sets up jax before anything imports it; fixtures that many tests share."""
 
+import fcntl
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -8,29 +10,81 @@ import pytest
 
 from flax_imdb import environment, terminal
 
-# One cache for the session, none of the user's: programs compiled by one test
-# serve the next, data generated once is read often.
-_CACHE = tempfile.mkdtemp(prefix='flax_imdb_tests_')
-os.environ['XDG_CACHE_HOME'] = _CACHE
-os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE}/xla'
+# One directory for the session and all its workers, none of the user's:
+# programs compiled by one test serve the next, data generated once is read
+# often. The first process makes it, the workers inherit the variable.
+_SHARED = 'FLAX_IMDB_TESTS_SHARED'
+_IS_FIRST = _SHARED not in os.environ
+if _IS_FIRST:
+  os.environ[_SHARED] = tempfile.mkdtemp(prefix='flax_imdb_tests_')
+SHARED = pathlib.Path(os.environ[_SHARED])
+os.environ['XDG_CACHE_HOME'] = str(SHARED / 'cache')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(SHARED / 'cache' / 'xla')
 os.environ['JAX_NUM_CPU_DEVICES'] = '2'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # The rest as the command line sets it: with other flags for XLA, a run in this
 # process would differ from one in a subprocess in its last bits.
 environment.configure(global_batch_size=32)
 
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+  parser.addoption('--all', action='store_true',
+                   help='run the tests that are marked slow, too')
+
+
+def pytest_report_header(config):
+  if not config.getoption('--all'):
+    return 'without the slow tests: pytest --all runs them, too'
+  return None
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what is slow, unless it is asked for."""
+  if config.getoption('--all'):
+    return
+  slow = [item for item in items if item.get_closest_marker('slow')]
+  items[:] = [item for item in items if item not in set(slow)]
+  config.hook.pytest_deselected(items=slow)
+  config.stash[_LEFT_OUT] = len(slow)
+
 
 def pytest_sessionstart():
   terminal.quiet_libraries()  # as the command line does, and after pytest's own
 
 
-def pytest_sessionfinish():
-  shutil.rmtree(_CACHE, ignore_errors=True)
+def pytest_sessionfinish(session):
+  if hasattr(session.config, 'workeroutput'):  # the first process reports
+    session.config.workeroutput['left_out'] = session.config.stash.get(
+        _LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  node.config.stash[_LEFT_OUT] = getattr(node, 'workeroutput', {}).get(
+      'left_out', 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  if n := config.stash.get(_LEFT_OUT, 0):
+    terminalreporter.write_line(
+        f'{n} slow tests were left out: pytest --all runs them, too')
+
+
+def pytest_unconfigure():
+  if _IS_FIRST:
+    shutil.rmtree(SHARED, ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
-def trained(tmp_path_factory):
+def trained():
   """A finished tiny run: (run directory, what it printed). Don't change it."""
   from support.command import TINY, finished, run_main
-  workdir = tmp_path_factory.mktemp('trained') / 'run'
-  return workdir, finished(run_main(*TINY, f'--workdir={workdir}'))
+  workdir, output = SHARED / 'trained', SHARED / 'trained.txt'
+  with open(SHARED / 'trained.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker makes it for all
+    if not output.exists():
+      text = finished(run_main(*TINY, f'--workdir={workdir}'))
+      output.write_text(text)
+  return workdir, output.read_text()

@@ -179,23 +179,25 @@ def step(total, batch, sum_over_devices):
 
 step = devices.data_parallel(step)
 total = devices.replicate(np.float32(0))
-batch = {'x': np.ones((jax.device_count(), 64), np.float32) / 64}
-for _ in range(10_000):  # `data_parallel` alone keeps them from a queue
+batch = {{'x': np.ones((jax.device_count(), 64), np.float32) / 64}}
+for _ in range({steps}):  # `data_parallel` alone keeps them from a queue
   total, _ = step(total, batch)
 print(jax.device_count(), int(devices.to_host(total)))
 '''
 
 
-def test_a_device_per_core_runs_10_000_steps_without_a_stall(env):
+@pytest.mark.parametrize('steps', [
+    1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_device_per_core_runs_without_a_stall(steps, env):
   devices = len(os.sched_getaffinity(0))
   env.update(JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES=str(devices), XLA_FLAGS=(
       '--xla_cpu_collective_call_warn_stuck_timeout_seconds=2 '
       '--xla_cpu_collective_call_terminate_timeout_seconds=10'))
   process = subprocess.run(
-      [sys.executable, '-c', _STEPS], cwd=ROOT, env=env, capture_output=True,
-      text=True, timeout=120, check=False)
+      [sys.executable, '-c', _STEPS.format(steps=steps)], cwd=ROOT, env=env,
+      capture_output=True, text=True, timeout=120, check=False)
   assert process.returncode == 0, process.stderr
-  assert process.stdout.split() == [str(devices), str(10_000 * devices)]
+  assert process.stdout.split() == [str(devices), str(steps * devices)]
 
 
 def test_configure_twice_changes_nothing(env):

@@ -1,4 +1,7 @@
-"""The real command line, as a subprocess: train, resume, eval, predict."""
+"""The command line: train, resume, eval, predict; as a process where it counts.
+
+The run that most of these look at, `trained`, is one.
+"""
 
 import json
 import os
@@ -7,10 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
+import jax
 import numpy as np
 import pytest
-from support.command import ROOT, TINY, finished, run_main
+from support.command import ROOT, TINY, finished, run_here, run_main
 
 
 def _lines(workdir):
@@ -55,7 +60,7 @@ def test_a_run_directory_holds_what_the_readme_says(trained):
 def test_eval_prints_the_number_of_the_summary(trained):
   workdir, output = trained
   for split in ('test', 'validation', 'train'):
-    line = finished(run_main(
+    line = finished(run_here(
         '--mode=eval', f'--workdir={workdir}',
         f'--split={split}')).splitlines()[-1]
     assert line in output.splitlines()
@@ -65,11 +70,11 @@ def test_eval_prints_the_number_of_the_summary(trained):
 
 def test_eval_takes_the_best_the_latest_or_any_step(trained):
   workdir, _ = trained
-  last, best = (finished(run_main('--mode=eval', f'--workdir={workdir}', step))
+  last, best = (finished(run_here('--mode=eval', f'--workdir={workdir}', step))
                 for step in ('--step=latest', '--step=best'))
   assert '\nstep 14, ' in last
   assert f'\nstep {_summary(workdir)["best_step"]}, ' in best
-  also = finished(run_main('--mode=eval', f'--workdir={workdir}', '--step=14'))
+  also = finished(run_here('--mode=eval', f'--workdir={workdir}', '--step=14'))
   assert also.splitlines()[-1] == last.splitlines()[-1]
 
 
@@ -78,20 +83,33 @@ def test_a_finished_run_says_so_and_evaluates_again(trained, tmp_path):
   shutil.copytree(trained[0], workdir)
   before = _summary(workdir)
   (workdir / 'summary.json').unlink()
-  output = finished(run_main(*TINY, f'--workdir={workdir}'))
+  output = finished(run_here(*TINY, f'--workdir={workdir}'))
   assert 'already at step 14 of 14' in output
   assert _summary(workdir) == before
   assert _lines(workdir) == _lines(trained[0])
 
 
+# One batch shape: half as much to compile on each number of devices.
+SHORT = (*TINY, '--config.data.max_length=20')
+
+
+@pytest.fixture(scope='module')
+def two_devices(tmp_path_factory):
+  """The run directory of this process' devices."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  finished(run_here(*SHORT, f'--workdir={workdir}'))
+  return workdir
+
+
 @pytest.mark.parametrize('devices', [1, 4, 8])
-def test_any_number_of_devices_gives_the_same_run(devices, trained, tmp_path):
+def test_any_number_of_devices_gives_the_same_run(
+    devices, two_devices, tmp_path):
   """With dropout on; the sums' order differs, so the last digits may."""
   workdir = tmp_path / 'run'
-  finished(run_main(*TINY, f'--workdir={workdir}', '--config.show_examples=4',
+  finished(run_main(*SHORT, f'--workdir={workdir}',
                     JAX_NUM_CPU_DEVICES=str(devices)))
   assert _summary(workdir)['config']['model']['pooled_dropout'] > 0
-  for a, b in zip(_lines(workdir), _lines(trained[0]), strict=True):
+  for a, b in zip(_lines(workdir), _lines(two_devices), strict=True):
     for split in ('train', 'validation'):
       np.testing.assert_allclose(
           a[split]['loss'], b[split]['loss'], rtol=1e-5)
@@ -109,10 +127,10 @@ def test_evaluates_on_other_devices_than_it_trained_on(devices, trained):
 
 def test_no_epochs_evaluate_the_initial_weights(tmp_path):
   argv = [*TINY, f'--workdir={tmp_path}', '--config.num_epochs=0']
-  output = finished(run_main(*argv))
+  output = finished(run_here(*argv))
   assert _summary(tmp_path)['step'] == 0
   assert (tmp_path / 'checkpoints' / '0').is_dir()
-  line = finished(run_main('--mode=eval', f'--workdir={tmp_path}'))
+  line = finished(run_here('--mode=eval', f'--workdir={tmp_path}'))
   assert line.splitlines()[-1] in output.splitlines()
 
 
@@ -121,28 +139,35 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path):
   argv = [*TINY, f'--workdir={tmp_path}', '--config.num_epochs=9',
           '--config.learning_rate=1e-9', '--config.early_stopping.patience=2',
           '--config.early_stopping.min_delta=0.5']
-  finished(run_main(*argv))
+  finished(run_here(*argv))
   summary = _summary(tmp_path)
   assert summary['step'] == 3 * 7 and summary['steps_total'] == 9 * 7
   assert summary['stopped_epoch'] == 3
   assert summary['best_step'] == summary['evaluated_step']
-  assert 'already at step 21 of 63, stopped early' in finished(run_main(*argv))
+  assert 'already at step 21 of 63, stopped early' in finished(run_here(*argv))
 
 
-def test_debug_config_runs_without_jit():
-  """In the default directory for runs, beside the working directory."""
-  workdir = ROOT / 'runs' / 'debug'
-  shutil.rmtree(workdir, ignore_errors=True)
-  output = finished(run_main('--config=configs/debug.py'))
-  assert 'epoch 1/1' in output and workdir.is_dir()
-  shutil.rmtree(workdir)
+@pytest.mark.parametrize('argv', [
+    ['--config.data.max_length=3', '--config.data.bucket_width=0'],
+    pytest.param([], marks=pytest.mark.slow)], ids=['shorter', 'as it is'])
+def test_debug_config_runs_without_jit(argv, tmp_path, monkeypatch):
+  """In the default directory for runs, below the working directory."""
+  monkeypatch.chdir(tmp_path)
+  try:
+    output = finished(run_here('--config=configs/debug.py', *argv))
+    assert jax.config.jax_disable_jit
+  finally:
+    jax.config.update('jax_disable_jit', False)
+    jax.config.update('jax_debug_nans', False)
+  assert 'epoch 1/1' in output and (tmp_path / 'runs' / 'debug').is_dir()
 
 
-def test_prepare_makes_the_cache_that_train_reads(tmp_path):
+def test_prepare_makes_the_cache_that_train_reads(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   argv = [*TINY, '--mode=prepare']
-  first = finished(run_main(*argv, XDG_CACHE_HOME=str(tmp_path)))
+  first = finished(run_here(*argv))
   assert 'prepared grammar_reviews' in first and 'encoded' in first
-  again = finished(run_main(*argv, XDG_CACHE_HOME=str(tmp_path)))
+  again = finished(run_here(*argv))
   assert again == 'train: 99 reviews are ready\ntest: 45 reviews are ready\n'
 
 
@@ -150,17 +175,17 @@ def test_predict_reads_words_a_file_or_standard_input(trained, tmp_path):
   workdir, _ = trained
   argv = ['--mode=predict', f'--workdir={workdir}']
   review = "I can't say I was bored."
-  words = finished(run_main(*argv, *review.split()))
+  words = finished(run_here(*argv, *review.split()))
   assert re.fullmatch(
       rf'(positive|negative) [01]\.\d{{3}}  {re.escape(review)}\n', words)
   file = tmp_path / 'reviews.txt'
   file.write_text(f'{review}\n\nzzyzx qwrtp\nthe film\u2019s caf\u00e9\n')
-  lines = finished(run_main(*argv, f'--input={file}')).splitlines()
+  lines = finished(run_here(*argv, f'--input={file}')).splitlines()
   assert lines[0] == words.strip()
   assert len(lines) == 4
   assert lines[1].endswith('(no words)')
   assert lines[2].endswith('zzyzx qwrtp  (only unknown words)')
-  piped = finished(run_main(*argv, '--json', stdin=file.read_bytes()))
+  piped = finished(run_here(*argv, '--json', stdin=file.read_bytes()))
   objects = [json.loads(line) for line in piped.splitlines()]
   assert [x['text'] for x in objects] == file.read_text().splitlines()
   for line, x in zip(lines, objects, strict=True):
@@ -175,9 +200,9 @@ def _modules(process):
           if line.startswith('import time:') and '|' in line}
 
 
-def test_tensorflow_is_never_imported(tmp_path):
+def test_tensorflow_is_never_imported(trained, tmp_path):
   argv = [sys.executable, '-X', 'importtime', '-m', 'flax_imdb.main', *TINY,
-          f'--workdir={tmp_path}', '--config.num_epochs=1']
+          f'--workdir={tmp_path}']  # the config of `trained`: compiled already
   env = os.environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')}
   process = subprocess.run(
       argv, cwd=ROOT, env=env, capture_output=True, check=True, timeout=300)
@@ -201,9 +226,8 @@ def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
        '--no-build-isolation', '-w', str(tmp_path)], check=True, timeout=300)
   wheel, = tmp_path.glob('*.whl')
   site = tmp_path / 'site'
-  subprocess.run(
-      [sys.executable, '-m', 'pip', 'install', str(wheel), '--no-deps', '-q',
-       '--target', str(site)], check=True, timeout=300)
+  with zipfile.ZipFile(wheel) as archive:  # all that pip does with it
+    archive.extractall(site)
   program = ('import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); '
              'runpy.run_module("flax_imdb.main", run_name="__main__")')
   process = subprocess.run(

@@ -9,9 +9,9 @@ import shlex
 import subprocess
 import sys
 
-import jax
 import pytest
-from support.command import ROOT
+from support.command import ROOT, STRICT
+from support.models import drawn_params
 
 from flax_imdb.config import load_config
 from flax_imdb.model import classifier, keras_weights
@@ -58,7 +58,7 @@ def home(tmp_path_factory):
   home = tmp_path_factory.mktemp('readme')
   model = classifier.build_model(load_config('configs/notebook.py'))
   keras_weights.write_weights(home / 'weights.npz',
-                      classifier.init_params(model, jax.random.key(0)))
+                              drawn_params(model))
   return home
 
 
@@ -68,9 +68,14 @@ def printed():
   return {}
 
 
-@pytest.mark.parametrize(
-    'command', [c for c in COMMANDS
-                if 'flax_imdb.main' in c or 'examples/' in c])
+def _is_slow(command):
+  """True for what is no part of the way from training to an answer."""
+  return _needs_imdb(command) or 'runs/small' in command
+
+
+@pytest.mark.parametrize('command', [
+    pytest.param(c, id=c, marks=[pytest.mark.slow] * _is_slow(c))
+    for c in COMMANDS if 'flax_imdb.main' in c or 'examples/' in c])
 def test_command(command, home, printed):
   command = _program(command)
   if _needs_imdb(command) and not HAS_IMDB:
@@ -80,7 +85,7 @@ def test_command(command, home, printed):
   python = shlex.quote(sys.executable)
   environ = os.environ | {'PYTHONPATH': str(ROOT)}
   process = subprocess.run(
-      command.replace('python -m', f'{python} -W error -m').replace(
+      command.replace('python -m', f'{python} {shlex.join(STRICT)} -m').replace(
           'python examples/', f'{python} {shlex.quote(str(ROOT))}/examples/'),
       shell=True, cwd=home, env=environ, capture_output=True, check=False,
       timeout=600)
@@ -89,6 +94,7 @@ def test_command(command, home, printed):
   assert printed[command]
 
 
+@pytest.mark.slow
 @needs_imdb
 def test_the_default_run_keeps_its_promise_and_eval_agrees(home, printed):
   summary = json.loads((home / 'runs/default/summary.json').read_text())

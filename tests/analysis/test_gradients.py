@@ -7,7 +7,8 @@ import struct
 import jax
 import numpy as np
 import pytest
-from support.command import TINY, finished, run_main
+from support.command import TINY, finished, run_here
+from support.models import drawn_params
 
 from flax_imdb.analysis import gradients
 from flax_imdb.config import load_config
@@ -22,7 +23,7 @@ def _model(**model):
   config.data.update(vocab_size=50)
   config.model.update(embedding_dim=3, width=4, hidden_dim=5, **model)
   built = classifier.build_model(config)
-  return built, classifier.init_params(built, jax.random.key(0))
+  return built, drawn_params(built)
 
 
 @pytest.mark.parametrize('cell', ['lstm', 'simple_rnn'])
@@ -60,11 +61,11 @@ def test_report_compares_two_runs(tmp_path):
   """A figure, and a CSV whose medians are those of the norms."""
   argv = [x for x in TINY if 'bucket' not in x and 'quick' not in x]
   for cell in ('lstm', 'simple_rnn'):
-    finished(run_main(
+    finished(run_here(
         *argv, '--config=configs/notebook.py', '--config.num_epochs=1',
         '--config.data.name=grammar_reviews', '--config.data.vocab_size=100',
         f'--config.model.cell={cell}', f'--workdir={tmp_path}/{cell}'))
-  output = finished(run_main(
+  output = finished(run_here(
       '--mode=report', f'--workdir={tmp_path}/lstm', f'{tmp_path}/simple_rnn'))
   assert 'lstm: gradients at 40 lags of 30 reviews' in output
   folder = tmp_path / 'lstm' / 'report'

@@ -10,10 +10,10 @@ from flax_imdb.config import load_config
 from flax_imdb.data import sources
 from flax_imdb.data.reviews import load_splits, training_tokenizer
 
-pytestmark = pytest.mark.skipif(
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     not pathlib.Path(os.environ.get('TFDS_DATA_DIR', 'none'),
                      'imdb_reviews').is_dir(),
-    reason='needs TFDS_DATA_DIR with imdb_reviews')
+    reason='needs TFDS_DATA_DIR with imdb_reviews')]
 
 
 def test_the_complete_data_set_is_read():

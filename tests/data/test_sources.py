@@ -544,6 +544,7 @@ def test_the_slower_of_two_processes_uses_the_work_of_the_faster(monkeypatch):
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not (pathlib.Path(REAL_DIR) / sources.PATHS[IMDB]).is_dir() or not REAL_DIR,
   reason='TFDS_DATA_DIR holds no imdb_reviews',

@@ -1,8 +1,10 @@
 """A short version of faults.py: most kinds of fault once, in a few runs."""
 
 import faults
+import pytest
 
 
+@pytest.mark.slow
 def test_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
   harness = faults.Faults(seed=0, folder=tmp_path)
   harness.deal(short=True)

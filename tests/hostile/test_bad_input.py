@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 import pytest
-from support.command import ROOT, TINY, run_main
+from support.command import ROOT, STRICT, TINY, run_here, run_main
 
 from flax_imdb import main
 from flax_imdb.checkpoint.manager import Checkpoints
@@ -540,7 +540,7 @@ def test_a_bad_environment_as_a_user_sets_it(
 def test_standard_output_that_is_full(mode, trained, capfd):
   # Not run_main, which reads it.
   descriptor = os.open('/dev/full', os.O_WRONLY)
-  program = [sys.executable, '-W', 'error', '-m', 'flax_imdb.main',
+  program = [sys.executable, *STRICT, '-m', 'flax_imdb.main',
              f'--mode={mode}', f'--workdir={trained[0]}']
   process = subprocess.run(
       program + ['good'] * (mode == 'predict'), cwd=ROOT, stdout=descriptor,
@@ -579,7 +579,7 @@ def test_what_was_wrong_can_be_put_right_in_the_same_directory(
 
 
 def test_infinite_loss_fails_the_run_and_saves_nothing(tmp_path):
-  process = run_main(
+  process = run_here(
       *TINY, f'--workdir={tmp_path}', '--config.learning_rate=1e30',
       '--config.clip_norm=0', '--config.optimizer=sgd')
   refused(process, 'not finite', status=1)

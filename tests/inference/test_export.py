@@ -11,7 +11,8 @@ import venv
 import jax
 import numpy as np
 import pytest
-from support.command import ROOT, finished, run_main
+from support.command import ROOT, finished, run_here
+from support.models import drawn_params
 import tokenizers
 
 from flax_imdb.cluster import devices
@@ -63,9 +64,9 @@ def exported(trained, tmp_path_factory):
   workdir, _ = trained
   copy = tmp_path_factory.mktemp('export') / 'run'
   shutil.copytree(workdir, copy)
-  line = finished(run_main('--mode=export', f'--workdir={copy}'))
+  line = finished(run_here('--mode=export', f'--workdir={copy}'))
   assert line == f'wrote step 14 to {copy}/export\n'
-  printed = finished(run_main(
+  printed = finished(run_here(
       '--mode=predict', f'--workdir={copy}', '--json',
       stdin='\n'.join(TEXTS).encode()))
   predictions = [json.loads(text) for text in printed.splitlines()]
@@ -100,7 +101,7 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   config.update_from_flattened_dict(fields)
   check_fields(config)
   model = classifier.build_model(config)
-  params = classifier.init_params(model, jax.random.key(1))
+  params = drawn_params(model, seed=1)
   params['embed']['embedding'] *= 20  # so that logits differ visibly
   tokenizer = fit_tokenizer(TEXTS, config.data.vocab_size)
   rows = config.global_batch_size // jax.local_device_count()
@@ -123,7 +124,7 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
 def test_it_rounds_as_predict_does_on_any_number_of_devices(devices):
   config = load_config('configs/default.py')
   model = classifier.build_model(config)
-  params = classifier.init_params(model, jax.random.key(1))
+  params = drawn_params(model, seed=1)
   rng = np.random.default_rng(0)
   ids = rng.integers(4, 1000, (devices, 64, 40)).astype(np.int32)
   lengths = rng.integers(1, 40, (devices, 64)).astype(np.int32)
@@ -176,11 +177,12 @@ def test_an_unwritable_directory_is_one_line(exported, tmp_path):
   shutil.copytree(exported[0].parent, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'export')
   (tmp_path / 'run' / 'export').write_text('a file')
-  process = run_main('--mode=export', f'--workdir={tmp_path}/run')
+  process = run_here('--mode=export', f'--workdir={tmp_path}/run')
   assert process.returncode == 2
   assert re.fullmatch(r'error: cannot write .*/export/.*\n', process.stderr)
 
 
+@pytest.mark.slow
 def test_its_requirements_are_all_that_the_example_needs(exported, tmp_path):
   folder, predictions = exported
   pip = [str(tmp_path / 'venv' / 'bin' / 'python'), '-m', 'pip', '-q',

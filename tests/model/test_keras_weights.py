@@ -13,10 +13,10 @@ import shutil
 import zipfile
 
 import h5py
-import jax
 import numpy as np
 import pytest
-from support.command import TINY, finished, run_main
+from support.command import TINY, finished, run_here
+from support.models import drawn_params
 
 from flax_imdb.cluster import devices
 from flax_imdb.config import load_config
@@ -178,8 +178,7 @@ def test_damaged_and_foreign_files_are_refused_and_nothing_is_unpickled(
 
 def test_another_architecture_has_no_place_in_keras():
   config = load_config('configs/default.py')
-  params = classifier.init_params(
-      classifier.build_model(config), jax.random.key(0))
+  params = drawn_params(classifier.build_model(config))
   with pytest.raises(UserError, match='backward_0/.* is not in the notebook'):
     keras_weights.to_keras(params)
 
@@ -196,8 +195,8 @@ def test_a_run_begins_with_keras_weights_and_exports_them(tmp_path):
   np.savez(tmp_path / 'w.npz', *_weights())
   argv = [*NOTEBOOK, f'--config.init_from={tmp_path}/w.npz',
           f'--workdir={tmp_path}/run']
-  finished(run_main(*argv, '--config.num_epochs=0'))
-  finished(run_main(
+  finished(run_here(*argv, '--config.num_epochs=0'))
+  finished(run_here(
       '--mode=export', '--format=keras', f'--workdir={tmp_path}/run'))
   exported = np.load(tmp_path / 'run' / 'keras.npz')
   for i, weight in enumerate(_weights()):
@@ -209,7 +208,7 @@ def test_a_run_begins_with_keras_weights_and_exports_them(tmp_path):
   (tmp_path / 'run' / 'tokenizer.json').write_text(
       (tmp_path / 'run' / 'tokenizer.json').read_text().replace(
           '"the"', '"THE"'))
-  finished(run_main(
+  finished(run_here(
       *NOTEBOOK, f'--config.init_from={tmp_path}/run', '--config.num_epochs=0',
       f'--workdir={tmp_path}/second'))
   assert '"THE"' in (tmp_path / 'second' / 'tokenizer.json').read_text()
@@ -219,7 +218,7 @@ def test_a_run_begins_with_keras_weights_and_exports_them(tmp_path):
 
 def test_weights_of_other_sizes_are_refused_by_name(tmp_path):
   np.savez(tmp_path / 'w.npz', *_weights())
-  process = run_main(
+  process = run_here(
       *NOTEBOOK, '--config.model.hidden_dim=9', f'--workdir={tmp_path}/run',
       f'--config.init_from={tmp_path}/w.npz')
   assert process.returncode == 2
@@ -230,7 +229,7 @@ def test_weights_of_other_sizes_are_refused_by_name(tmp_path):
 
 def test_only_the_last_state_is_pooled_in_keras(trained, tmp_path):
   shutil.copytree(trained[0], tmp_path / 'run')
-  process = run_main(
+  process = run_here(
       '--mode=export', '--format=keras', f'--workdir={tmp_path}/run')
   assert process.returncode == 2
   assert 'needs config.model.pooling=last' in process.stderr

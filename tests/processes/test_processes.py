@@ -17,8 +17,8 @@ from support.command import ROOT, TINY, environ, finished, run_main
 from flax_imdb.cluster import processes
 from flax_imdb.errors import UserError
 
-# Long enough to be disturbed: 140 steps.
-LONG = (*TINY, '--config.num_epochs=20')
+# Long enough to be disturbed: 140 steps, of one batch shape.
+LONG = (*TINY, '--config.num_epochs=20', '--config.data.max_length=20')
 
 
 def _launch(count, devices, *argv):
@@ -94,6 +94,7 @@ def test_two_processes_give_the_bits_of_two_devices(trained, tmp_path):
   assert len(list(tmp_path.glob('events*'))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 4), (2, 2), (4, 1)])
 def test_four_devices_of_some_processes(shape, four_devices, tmp_path):
   # gloo adds the gradients of four devices in another order than one process
@@ -110,6 +111,7 @@ def test_four_devices_of_some_processes(shape, four_devices, tmp_path):
       assert a[split] == pytest.approx(b[split], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_slurm_and_evaluation(trained):
   workdir, _ = trained
   job = os.getpid()
@@ -171,6 +173,7 @@ def _assert_lost(outcome, index):
   return status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_killed(index, stopped, long, tmp_path):
   status = _assert_lost(
@@ -195,6 +198,7 @@ def test_one_is_asked_to_stop(stopped, long, tmp_path):
   _assert_same(tmp_path, long)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_stopped(index, stopped, long):
   workdir, outcome = stopped[index]

@@ -71,6 +71,7 @@ def test_a_remote_run_is_the_local_one(store, trained):
   assert events.count(b'validation/loss') == 2  # one an epoch
 
 
+@pytest.mark.slow
 @emulated
 def test_a_remote_run_is_evaluated_predicted_with_and_exported(store, trained):
   argv = ['--workdir=gs://bucket/run']
@@ -85,6 +86,7 @@ def test_a_remote_run_is_evaluated_predicted_with_and_exported(store, trained):
   store.delete('run/export/')
 
 
+@pytest.mark.slow
 @emulated
 def test_a_finished_remote_run_says_so_and_another_config_is_refused(
     store, copy):
@@ -94,6 +96,7 @@ def test_a_finished_remote_run_says_so_and_another_config_is_refused(
   assert 'made with another config (num_epochs' in _one_line(refused, 2)
 
 
+@pytest.mark.slow
 @emulated
 def test_a_remote_run_begins_with_the_weights_of_another(store):
   finished(run_main(*TINY, '--config.init_from=gs://bucket/run',
@@ -121,6 +124,7 @@ def _start(*argv, **env):
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize('moment', [
     'checkpoints/14/commit_success', 'checkpoints/14/model/d', 'metrics.jsonl'])
@@ -146,6 +150,7 @@ def test_a_remote_run_killed_in_a_save_resumes_to_the_same_bits(
   _same(store.files(f'{name}/'), trained[0])
 
 
+@pytest.mark.slow
 @emulated
 def test_a_damaged_remote_checkpoint_is_set_aside(store, copy, trained):
   argv = [*TINY, copy('damaged')]
@@ -163,6 +168,7 @@ def test_a_damaged_remote_checkpoint_is_set_aside(store, copy, trained):
              ) == len(arrays)
 
 
+@pytest.mark.slow
 @emulated
 def test_a_broken_remote_score_is_set_aside(store, copy, trained):
   argv = [*TINY, copy('score')]
@@ -173,6 +179,7 @@ def test_a_broken_remote_score_is_set_aside(store, copy, trained):
   _same(store.files('score/'), trained[0])
 
 
+@pytest.mark.slow
 @emulated
 def test_what_is_larger_than_it_may_be_is_not_read(store, copy):
   argv = [*TINY, copy('large')]
@@ -185,6 +192,7 @@ def test_what_is_larger_than_it_may_be_is_not_read(store, copy):
   assert '(its 5,242,880 bytes are more than the ' in line
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize('what', ['model/manifest.ocdbt', 'progress/metadata'])
 def test_a_checkpoint_that_is_not_to_be_read_is_not_taken_for_damaged(
@@ -198,6 +206,7 @@ def test_a_checkpoint_that_is_not_to_be_read_is_not_taken_for_damaged(
   assert store.files('unread/') == before
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize('what', [
     'metrics.jsonl', 'checkpoints/14/model', 'checkpoints/14/metrics/metrics',
@@ -214,6 +223,7 @@ def test_a_store_that_fails_is_told_in_a_line_and_the_run_goes_on_later(
   _same(store.files(f'{name}/'), trained[0])
 
 
+@pytest.mark.slow
 @emulated
 def test_a_request_that_fails_for_a_moment_is_made_again(store, trained):
   seen = set()
@@ -229,6 +239,7 @@ def test_a_request_that_fails_for_a_moment_is_made_again(store, trained):
   _same(store.files('once/'), trained[0])
 
 
+@pytest.mark.slow
 @emulated
 def test_two_processes_share_a_remote_directory(store, tmp_path):
   runs = {}
@@ -256,6 +267,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize('name', REFUSED)
 def test_what_cannot_be_reached_is_refused_in_a_line(name, store):
@@ -268,6 +280,7 @@ def test_what_cannot_be_reached_is_refused_in_a_line(name, store):
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize(('method', 'part', 'message'), [
     ('GET', '/b/bucket?', 'cannot open gs://bucket (403'),
@@ -281,6 +294,7 @@ def test_missing_rights_are_told_in_a_line(
   assert not store.files('new/')
 
 
+@pytest.mark.slow
 @emulated
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
@@ -294,6 +308,7 @@ def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
   assert 'the store failed (Forbidden: ' in _one_line(process, 1)
 
 
+@pytest.mark.slow
 @emulated
 def test_a_store_that_is_away_is_told_within_a_minute(store):
   start = time.monotonic()
@@ -319,12 +334,14 @@ def test_a_local_run_imports_no_client_of_a_store(trained):
   assert not found & {'gcsfs', 'aiohttp', 'google.auth', 'google.cloud.storage'}
 
 
+@pytest.mark.slow
 @emulated
 def test_a_remote_run_imports_no_tensorflow_where_it_is_installed(store):
   found = _modules('--mode=eval', '--workdir=gs://bucket/run', **store.env)
   assert 'gcsfs' in found and 'tensorflow' not in found
 
 
+@pytest.mark.slow
 @emulated
 def test_the_plain_protocol_is_spoken_and_no_listing_is_kept(store):
   program = ('from flax_imdb.storage import files; '

@@ -1,6 +1,7 @@
-"""A tiny model that was never trained."""
+"""Models that were never trained."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flax_imdb.cluster import devices
@@ -8,6 +9,19 @@ from flax_imdb.config import check_fields, load_config
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock
+
+
+def drawn_params(model, seed=0):
+  """Parameters of the size of initial ones, by NumPy: it compiles nothing."""
+  rng = np.random.default_rng(seed)
+  def draw(path, shape):
+    if path[-1].key == 'bias':
+      return np.full(shape.shape, 0.1, np.float32)  # or relu might be all 0
+    limit = (6 / sum(shape.shape)) ** 0.5  # glorot_uniform's
+    return rng.uniform(-limit, limit, shape.shape).astype(np.float32)
+  return jax.tree.map(
+      jnp.asarray, jax.tree_util.tree_map_with_path(
+          draw, classifier.param_shapes(model)))
 
 
 def tiny_model(**fields):
@@ -18,7 +32,7 @@ def tiny_model(**fields):
   config.update_from_flattened_dict(fields)
   check_fields(config)
   model = classifier.build_model(config)
-  params = classifier.init_params(model, jax.random.key(1))
+  params = drawn_params(model, seed=1)
   # Embeddings as large as trained ones, so that logits differ visibly.
   params['embed']['embedding'] *= 20
   return config, model, devices.replicate(params)
