@@ -36,8 +36,8 @@ class Progress:
   """What a run remembers beside its arrays; a part of every checkpoint.
 
   Attributes:
-    reference: the score that the next one must beat, see `EarlyStopping`; None
-      before the first. The larger, the better.
+    reference: the score that the next one must beat, see `train.stopping`;
+      None before the first. The larger, the better.
     waited: epochs since one did.
     stopped: early stopping has ended the run.
     seconds: spent on training and validation, over all resumes.

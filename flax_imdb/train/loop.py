@@ -32,7 +32,7 @@ from flax_imdb.train.step import TrainState, init_state, make_train_step
 from flax_imdb.train.writers import Writers
 
 # The host looks at the metrics and at the votes to stop each so many steps, and
-# then at those of as many steps before: the queue of an accelerator is bounded
+# then at old ones, of the look before: the queue of an accelerator is bounded
 # and never runs dry.
 WAIT_EVERY = 8
 
