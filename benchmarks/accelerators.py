@@ -4,9 +4,9 @@
   python benchmarks/accelerators.py [TOPOLOGY ...]
 
 compiles the widest batch of configs/default.py in each variant for each
-topology (those of `ahead_of_time.EXAMPLES`; by default one and four chips of a
-TPU v5e and, where the CUDA plugin is installed, an H100) and prints a table;
-some seconds a row on 2 CPU cores. Columns: peak and temporary memory a device,
+topology (named as for --topology; by default one and four chips of a TPU v5e
+and, where the CUDA plugin is installed, an H100) and prints a table; some
+seconds a row on 2 CPU cores. Columns: peak and temporary memory a device,
 temporaries without what a TPU keeps on its chip; all-reduces; kernels a step
 outside the loops over time; in the loops, kernels a time step, its cycles by
 the TPU compiler's estimate, and what the loops hold; seconds to compile.
@@ -23,6 +23,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import re
 import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -30,6 +31,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import jax  # noqa: E402, it reads the environment when it starts
 from jax import export  # noqa: E402
+import numpy as np  # noqa: E402
 
 from flax_imdb.analysis import ahead_of_time  # noqa: E402
 from flax_imdb.config import (
@@ -66,6 +68,30 @@ def variants():
     yield ' '.join(map(str, values)), config
 
 
+def count(hlo: str) -> dict[str, int | float]:
+  """Counts in XLA's optimised instructions.
+
+  Returns:
+    loops; kernels (run once), loop_kernels (run each time step), loop_mib
+    (arrays that loops hold), loop_cycles (of a time step, by the TPU compiler's
+    estimate; 0 on GPUs).
+  """
+  parts = re.findall(r'^(ENTRY|%\S+) .*\{\n((?:  .*\n)*)', hlo, re.MULTILINE)
+  kernel = re.compile(r' (?:fusion|dot|convolution|custom-call|copy)\(')
+  kernels = {name: len(kernel.findall(part)) for name, part in parts}
+  cycles = {name: sum(map(int, re.findall(r'"estimated_cycles":"(\d+)', part)))
+            for name, part in parts}
+  loops = re.findall(r' = (.*) while\(.*body=(%[\w.-]+)', hlo)
+  held = re.findall(r'[a-z](\d*)\[([\d,]+)\]', ' '.join(a for a, _ in loops))
+  return {
+      'loops': len(loops), 'kernels': kernels['ENTRY'],
+      'loop_kernels': sum(kernels[body] for _, body in loops),
+      'loop_cycles': sum(cycles[body] for _, body in loops),
+      'loop_mib': float(sum(
+          int(bits or 8) / 2**23 * np.prod([int(n) for n in shape.split(',')])
+          for bits, shape in held))}
+
+
 def table(topologies: list[str]) -> None:
   """Prints a line for each topology and variant."""
   print(f'{"topology":10}{"variant":24}'
@@ -75,6 +101,8 @@ def table(topologies: list[str]) -> None:
     for name, config in variants():
       rows = config.global_batch_size // len(devices)
       program = ahead_of_time.compile_program(config, devices, rows, True)
+      if program:
+        program |= count(program['hlo'])
       values = [program.get(column, 'too large') for column in COLUMNS]
       print(f'{topology:10}{name:24}' + ''.join(
           f'{v:13.1f}' if isinstance(v, float) else f'{v:>13}'

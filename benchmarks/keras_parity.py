@@ -37,7 +37,7 @@ import numpy as np  # noqa: E402
 
 from flax_imdb.cluster import devices  # noqa: E402
 from flax_imdb.data.batches import TrainBatches  # noqa: E402
-from flax_imdb.data.reviews import load, training_tokenizer  # noqa: E402
+from flax_imdb.data.reviews import load_splits, training_tokenizer  # noqa: E402
 from flax_imdb.model import classifier, keras_weights  # noqa: E402
 from flax_imdb.train.optimizer import build_optimizer  # noqa: E402
 from flax_imdb.train.step import init_state, make_train_step  # noqa: E402
@@ -177,7 +177,7 @@ def main() -> int:
     write_golden()
     return 0
   tokenizer = training_tokenizer(CONFIG, print)
-  reviews = load(CONFIG, tokenizer, 'train', print)
+  reviews = load_splits(CONFIG, tokenizer, print, ['train'])['train']
   train_batches = TrainBatches(
       reviews, CONFIG.seed, CONFIG.global_batch_size, 0, CONFIG.data.max_length)
   batches = [train_batches(step) for step in range(STEPS)]

@@ -93,7 +93,7 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
 
   from flax_imdb.config import load_config
   from flax_imdb.data.batches import TrainBatches
-  from flax_imdb.data.reviews import load, training_tokenizer
+  from flax_imdb.data.reviews import load_splits, training_tokenizer
   from flax_imdb.model import classifier, keras_weights
   from flax_imdb.train.optimizer import build_optimizer
   from flax_imdb.train.step import init_state
@@ -123,7 +123,8 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
 
   data = notebook.data
   tokenizer = training_tokenizer(notebook, announce)
-  train = load(notebook, tokenizer, 'train', announce)
+  splits = load_splits(notebook, tokenizer, announce, ['train', 'validation'])
+  train, validation = splits['train'], splits['validation']
   padded, bucketed = (
       TrainBatches(train, notebook.seed,
                                notebook.global_batch_size, width,
@@ -138,12 +139,11 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
   sample = sorted(full[int(place)] for place in places)
   _save_batches(directory, 'epoch', [epoch[i] for i in sample])
 
-  validation = load(notebook, tokenizer, 'validation', announce)
   _save_reviews(directory, 'evaluate', validation, np.linspace(
       0, len(validation) - 1, reviews).astype(int))
   tokenizer = training_tokenizer(default, announce)
-  for split in ('train', 'validation'):
-    some = load(default, tokenizer, split, announce)
+  splits = load_splits(default, tokenizer, announce, ['train', 'validation'])
+  for split, some in splits.items():
     _save_reviews(directory, split, some, range(len(some)))
   return {'steps_per_epoch': bucketed.steps_per_epoch,
           'epoch_width': float(np.mean(widths)),

@@ -5,8 +5,9 @@ r"""Times variants of the train step against each other, interleaved.
       'XLA_FLAGS=--xla_cpu_prefer_vector_width=256' 'TREE=../before'
 
 A variant is a string of words: NAME=VALUE for its environment, a config's
---config=FILE and --config.FIELD=VALUE; TREE=DIR takes the package and configs
-of another checkout. The first is what the others are compared with. Each lives
+--config=FILE and --config.FIELD=VALUE; TREE=DIR takes another checkout and the
+worker in its own benchmarks/variants.py. The first is what the others are
+compared with. Each lives
 in a process of its own, warmed up, and sleeps until it is its turn; ROUNDS
 times each takes STEPS steps on one batch of 128 full-length random reviews.
 Printed: median and minimum of the rounds' medians, and the median of the ratios
@@ -77,9 +78,9 @@ def start(variant: str) -> subprocess.Popen:
   tree = pathlib.Path(env.pop('TREE', ROOT)).resolve()
   env['PYTHONPATH'] = str(tree)
   process = subprocess.Popen(
-      [sys.executable, __file__, '--work', *(w for w in words if w[0] == '-')],
-      cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      text=True)
+      [sys.executable, str(tree / 'benchmarks/variants.py'), '--work',
+       *(word for word in words if word.startswith('--'))], cwd=tree, env=env,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   assert process.stdout
   if process.stdout.readline() != 'ready\n':
     raise SystemExit(f'{variant!r} ended before its first step')
@@ -91,8 +92,8 @@ def main() -> None:
   if sys.argv[1:2] == ['--work']:
     work(sys.argv[2:])
     return
-  if not sys.argv[1:]:
-    raise SystemExit('give a variant; see the head of this file')
+  if not sys.argv[1:] or sys.argv[1] in ('-h', '--help'):
+    raise SystemExit(__doc__)
   processes = [(variant, start(variant)) for variant in sys.argv[1:]]
   times: dict[str, list[float]] = {variant: [] for variant in sys.argv[1:]}
   for _ in range(ROUNDS):

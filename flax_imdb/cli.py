@@ -25,11 +25,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
-  """Reads the flags and the config.
+  """Reads the flags and the config, whose fields are checked.
 
-  Returns:
-    The flags, with the workdir absolute, and the config with its overrides,
-    checked; modes that open a run directory take its own instead.
+  Modes that open a run directory take the config in it instead.
 
   Raises:
     UserError: a flag or a field is unknown, or its value does not fit.

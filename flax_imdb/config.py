@@ -20,22 +20,17 @@ _MOST_BYTES = 1 << 16  # of config.json; ours have 1,600
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-  """What a field may hold.
-
-  Attributes:
-    type: of its values; neither True nor 1.0 is taken for 1.
-    choices: the texts there are; () where any will do.
-    least: the smallest number.
-    most: the largest number; None: any that is finite.
-    under: instead of `most`, the first number that is too large.
-  """
-  type: type
-  choices: tuple[str, ...] = ()
+  """What a field may hold."""
+  type: type  # neither True nor 1.0 is taken for 1
+  choices: tuple[str, ...] = ()  # () where any text will do
   least: float | None = None
-  most: float | None = None
-  under: float | None = None
+  most: float | None = None  # None: any number that is finite
+  under: float | None = None  # instead of `most`: the first one too large
 
 
+_BOOLS = {'true': True, 'false': False, '1': True, '0': False}
+_TYPES = {bool: 'true or false', int: 'a whole number', float: 'a number',
+          str: 'a text'}
 _BOOL, _TEXT = _Field(bool), _Field(str)
 _FRACTION = _Field(float, least=0, under=1)
 # The largest numbers are far above any use, and far below what fills a memory:
@@ -84,16 +79,8 @@ _FIELDS = {
 }
 
 
-def find_config(path: str) -> pathlib.Path:
-  """Finds a config file, wherever the program was started.
-
-  Args:
-    path: as given, relative to the working directory or, like
-      'configs/debug.py', to the checkout or the installed package.
-
-  Raises:
-    UserError: there is no such file; lists the configs there are.
-  """
+def _find(path: str) -> pathlib.Path:
+  """Finds a config file as given, or in the checkout or installed package."""
   for parent in (pathlib.Path(), *_PARENTS):
     if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
@@ -103,8 +90,16 @@ def find_config(path: str) -> pathlib.Path:
 
 
 def load_config(path: str) -> ConfigDict:
-  """Runs `get_config()` of a config file; `path` as in `find_config`."""
-  file = find_config(path)
+  """Runs `get_config()` of a config file.
+
+  Args:
+    path: relative to the working directory or, like 'configs/debug.py', to the
+      checkout or the installed package, wherever the program was started.
+
+  Raises:
+    UserError: there is no such file, with those there are; or it fails.
+  """
+  file = _find(path)
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   if not (spec and spec.loader):
     raise UserError(f'config file {file} is no Python file: give a .py one')
@@ -130,48 +125,33 @@ own = packaged  # what config files of users, made for version 0.1, call it
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
-  """Sets one field from the command line.
+  """Sets a field, such as 'model.width', to a text read as the field's type.
 
-  Args:
-    config: changed in place.
-    field: dotted name, such as 'model.width'.
-    text: the value; read as the type that the field has.
-
-  Raises:
-    UserError: no such field, or a text that is not of its type.
+  Raises UserError if there is no such field, or the text is not of its type.
   """
-  old = _flat(config).get(field)
-  if old is None:
-    raise UserError(
-        f'config.{field} is not a field; there are '
-        + ', '.join(sorted(_flat(config))))
+  values = _flat(config)
+  if field not in values:
+    raise UserError(f'config.{field} is not a field; there are '
+                    + ', '.join(sorted(values)))
+  kind = type(values[field])
   try:
-    kind = type(old)
     value: Any = _BOOLS[text.lower()] if kind is bool else kind(text)
   except (ValueError, KeyError):
-    raise UserError(
-        f'config.{field}={text}: give {_TYPES[type(old)]}, such as {old}'
-    ) from None
+    raise UserError(f'config.{field}={text}: give {_TYPES[kind]}, such as '
+                    f'{values[field]}') from None
   config.update_from_flattened_dict({field: value})
 
 
-_BOOLS = {'true': True, 'false': False, '1': True, '0': False}
-_TYPES = {bool: 'true or false', int: 'a whole number', float: 'a number',
-          str: 'a text'}
-
-
 def check_fields(config: ConfigDict) -> None:
-  """Checks the fields that need no data, model or devices to be checked.
+  """Checks what needs no data, model or devices to be checked.
 
-  Raises:
-    UserError: a field is missing or unknown, or its value is out of range.
+  Raises UserError if a field is missing, unknown or out of range.
   """
   values = _flat(config)
   for name in sorted(set(values) ^ set(_FIELDS)):
+    what = 'not a field' if name in values else 'missing'
     raise UserError(
-        f'config.{name:.60} is '
-        + ('not a field' if name in values else 'missing')
-        + ': compare with configs/default.py')
+        f'config.{name:.60} is {what}: compare with configs/default.py')
   examples = _flat(packaged('default'))
   for name, field in _FIELDS.items():
     if type(values[name]) is not field.type:
@@ -222,9 +202,7 @@ def write_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:
   """Reads and checks what `write_config` wrote.
 
-  Raises:
-    UserError: the file is missing, damaged, too large, or made by another
-      version.
+  Raises UserError if it is missing, damaged, too large or another version's.
   """
   text = files.read_bytes(path, _MOST_BYTES)
   try:

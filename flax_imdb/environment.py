@@ -17,13 +17,8 @@ MIN_ROWS_PER_DEVICE = 16
 _ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin')
 
 
-def cpu_devices(global_batch_size: int, cores: int) -> int:
-  """The number of CPU devices: one a core, as far as the batch allows.
-
-  Returns:
-    The largest divisor of `global_batch_size` that is at most `cores` and
-    leaves each device `MIN_ROWS_PER_DEVICE` reviews; at least 1.
-  """
+def _cpu_devices(global_batch_size: int, cores: int) -> int:
+  """One a core, if the batch is divided evenly and each has work enough."""
   most = min(cores, global_batch_size // MIN_ROWS_PER_DEVICE)
   return max((n for n in range(1, most + 1) if global_batch_size % n == 0),
              default=1)
@@ -43,7 +38,7 @@ def configure(global_batch_size: int) -> None:
       os, 'sched_getaffinity') else os.cpu_count() or 1
   if 'xla_force_host_platform_device_count' not in env.get('XLA_FLAGS', ''):
     env.setdefault(
-        'JAX_NUM_CPU_DEVICES', str(cpu_devices(global_batch_size, cores)))
+        'JAX_NUM_CPU_DEVICES', str(_cpu_devices(global_batch_size, cores)))
   # One thread a device: of a larger pool, such as XLA's own of a thread a core,
   # idle threads take kernels of microseconds from busy ones, which costs up to
   # a fifth of a step. In a smaller one no device may be left to arrive at the

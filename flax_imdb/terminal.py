@@ -21,11 +21,7 @@ class Terminal:
     self._live: Progress | None = None
 
   def announce(self, text: str) -> None:
-    """Prints a line; above the live one if there is one.
-
-    Raises:
-      UserError: it can't be printed, for instance to a file on a full disk.
-    """
+    """Prints a line, above the live one; UserError if the disk is full."""
     with files.writing('standard output'):
       self._console.print(text)
 

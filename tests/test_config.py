@@ -7,9 +7,9 @@ import pytest
 
 from flax_imdb import config
 from flax_imdb.config import (
+  _find,
   check_fields,
   differences,
-  find_config,
   load_config,
   override,
   read_config,
@@ -64,7 +64,7 @@ def test_each_field_of_a_config_has_a_comment(file):
 def test_configs_are_found_from_another_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for file in FILES:
-    assert find_config(file).samefile(ROOT / file)
+    assert _find(file).samefile(ROOT / file)
   assert load_config('configs/quickstart.py').data.name == 'grammar_reviews'
 
 

@@ -35,14 +35,14 @@ def _cores(monkeypatch, n):
     (128, 64, 8), (512, 64, 32), (92, 8, 4), (90, 8, 5), (127, 8, 1),
     (32, 2, 2), (31, 2, 1), (16, 2, 1), (1, 1, 1), (1, 64, 1)])
 def test_cpu_devices(batch, cores, devices):
-  assert environment.cpu_devices(batch, cores) == devices
+  assert environment._cpu_devices(batch, cores) == devices
   assert batch % devices == 0
 
 
 @pytest.mark.parametrize('batch', [1, 8, 48, 100, 128, 384])
 @pytest.mark.parametrize('cores', [1, 2, 5, 32])
 def test_cpu_devices_share_the_batch_and_have_enough_of_it(batch, cores):
-  n = environment.cpu_devices(batch, cores)
+  n = environment._cpu_devices(batch, cores)
   assert 1 <= n <= cores and batch % n == 0
   assert n == 1 or batch // n >= environment.MIN_ROWS_PER_DEVICE
 

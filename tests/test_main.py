@@ -233,3 +233,4 @@ def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
   assert process.returncode == 0, process.stderr
   assert b'99 reviews are ready' in process.stdout
   assert pathlib.Path(site, 'flax_imdb', 'configs', 'default.py').exists()
+  assert pathlib.Path(site, 'flax_imdb', 'data', 'grammar.toml').exists()

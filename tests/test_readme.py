@@ -111,11 +111,17 @@ def test_quickstart_reads_what_word_counts_cannot(home):
   assert summary['test']['accuracy'] >= 0.93  # bag of words: 0.67
 
 
-def test_every_file_of_the_map_exists():
-  folders = 'flax_imdb|configs|tests|launch|benchmarks|examples'
-  named = re.findall(rf'^(?:{folders})/\S+', README, flags=re.MULTILINE)
-  assert len(named) > 20
-  for name in named:
-    assert (ROOT / name).exists(), name
-  for module in (ROOT / 'flax_imdb').glob('[a-z]*.py'):
-    assert f'flax_imdb/{module.name}' in named, module.name
+def test_the_tree_has_a_line_for_each_folder_and_file():
+  tree = re.search(r'```\nflax_imdb/\n(.*?)```', README, flags=re.DOTALL)[1]
+  package, others = tree[:tree.index('\nconfigs/')], tree
+  for path in (ROOT / 'flax_imdb').iterdir():
+    if path.name not in ('__init__.py', '__pycache__', 'configs'):
+      name = re.escape(path.name + '/' * path.is_dir())
+      assert len(re.findall(rf'^  {name} ', package, re.MULTILINE)) == 1, name
+  names = re.findall(r'^  (\S+)  |^  ([\w.]+) ', package, re.MULTILINE)
+  for name in (a or b for a, b in names):
+    assert (ROOT / 'flax_imdb' / name).exists(), name
+  folders = re.findall(r'^(\w+)/ ', others, re.MULTILINE)
+  assert len(folders) == 6
+  for name in folders:
+    assert (ROOT / name).is_dir(), name

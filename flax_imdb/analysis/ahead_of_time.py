@@ -26,7 +26,7 @@ from flax_imdb.model import classifier
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import init_state, make_train_step
 
-EXAMPLES = 'v4:2x2x1, v5e:1x1, v5e:2x2, v5p:2x2x1, v6e:4x4, cuda:h100x8'
+_EXAMPLES = 'v4:2x2x1, v5e:1x1, v5e:2x2, v5p:2x2x1, v6e:4x4, cuda:h100x8'
 # GiB a device. Of a GPU's, jax takes three quarters unless told otherwise.
 MEMORY = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32, 'cuda': 0.75 * 80}
 _NAME = re.compile(  # libtpu also describes pods that nobody has built
@@ -41,13 +41,12 @@ _LIBTPU = {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1',
 
 
 def describe(topology: str) -> Sequence[jax.Device]:
-  """The devices of a topology such as in `EXAMPLES`; nothing runs on them.
+  """The devices of a topology such as `_EXAMPLES`; nothing runs on them.
 
-  Raises:
-    UserError: there is none of this name, or its compiler is not installed.
+  Raises UserError if there is none of this name, or no compiler installed.
   """
   if not (match := _NAME.fullmatch(topology)):
-    raise UserError(f'no topology {topology!r}: give one such as {EXAMPLES}')
+    raise UserError(f'no topology {topology!r}: give one such as {_EXAMPLES}')
   flat, cubic, x, y, gpus = match.groups()
   chip = flat or cubic
   module, fix = ('libtpu', "'flax_imdb[aot]'") if chip else (
@@ -70,25 +69,16 @@ def describe(topology: str) -> Sequence[jax.Device]:
         topology, 'tpu' if chip else 'cuda', **options).devices
   except jax.errors.JaxRuntimeError as e:
     raise UserError(
-        f'no topology {topology!r}: give one such as {EXAMPLES} ({e})') from e
+        f'no topology {topology!r}: give one such as {_EXAMPLES} ({e})') from e
 
 
 def compile_for(config: ConfigDict, topology: str,
-                announce: Callable[[str], None], search: bool = True) -> dict:
-  """Compiles the train step and the evaluation of the widest batch.
+                announce: Callable[[str], None]) -> None:
+  """Compiles train step and evaluation, then the largest batch's: minutes.
 
-  Args:
-    config: checked by `config.check`.
-    topology: see `describe`.
-    announce: is told each result as soon as it is there, one line or more.
-    search: look for the largest batch, too; takes minutes.
-
-  Returns:
-    topology, devices, global_batch_size (reviews), max_length (tokens), train
-    and evaluate of `compile_program`; largest_batch, if asked for.
-
-  Raises:
-    UserError: as `describe`; the devices can't share or can't hold a batch.
+  `announce` is told each result as soon as it is there, one line or more.
+  Raises UserError as `describe`, or if the devices can't share or can't hold a
+  batch of the config.
   """
   devices = describe(topology)
   size, n = config.global_batch_size, len(devices)
@@ -101,24 +91,17 @@ def compile_for(config: ConfigDict, topology: str,
   announce(f'{topology}: {n} x {devices[0].device_kind} of {MEMORY[chip]:g} GiB'
            ' each, described; nothing runs on them')
   announce(f'compiled by jax {jax.__version__} with {compiler} {version}')
-  report = dict(topology=topology, devices=n, global_batch_size=size,
-                max_length=config.data.max_length)
   for name in ('train', 'evaluate'):
     program = compile_program(config, devices, size // n, name == 'train')
     if not program:
       raise UserError(f'config.global_batch_size={size} does not fit into '
                       f'{topology}: use a smaller one')
-    report[name] = program
     announce(f'{name}: {size // n} reviews a device, '
              f'{config.data.max_length} tokens each, {_program_text(program)}')
-  if search:
-    announce('the largest batch, looked for by compiling the train step:')
-    report['largest_batch'] = largest_batch(
-        config, devices, MEMORY[chip], announce)
-    announce('largest batch to train with: {:,} reviews, {:,} a device, to '
-             'about a tenth or 128 a device'.format(
-                 report['largest_batch'], report['largest_batch'] // n))
-  return report
+  announce('the largest batch, looked for by compiling the train step:')
+  largest = largest_batch(config, devices, MEMORY[chip], announce)
+  announce(f'largest batch to train with: {largest:,} reviews, '
+           f'{largest // n:,} a device, to about a tenth or 128 a device')
 
 
 def _program_text(program: dict[str, Any]) -> str:
@@ -140,14 +123,10 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
   Memory is linear but for what a TPU keeps on its chip: two sizes tell a third,
   which is compiled in turn, until a tenth more, or 128 a device, is too large.
 
-  Args:
-    config: its global_batch_size does not count.
-    devices: of `describe`.
-    memory: GiB a device.
-    announce: is told the memory of each size that was compiled.
-
-  Returns:
-    Reviews over all devices; 0 if not even one a device fits.
+  `memory` is in GiB a device, `devices` are of `describe`; the config's own
+  global_batch_size does not count. `announce` is told the memory of each size
+  that was compiled. Returns reviews over all devices; 0 if not even one a
+  device fits.
   """
   limit = memory * 1024
   fits, peak, rows, refused = 0, 0.0, 1024, 1 << 30
@@ -176,19 +155,16 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   """Compiles the train step, or the evaluation, of the widest batch.
 
   Args:
-    config: checked by `config.check`; its global_batch_size does not count.
+    config: checked by `check_fields`; its global_batch_size does not count.
     devices: of `describe`.
     rows: reviews a device.
     training: which of the two.
 
   Returns:
-    {} if it does not fit the memory. Else lower_seconds, compile_seconds; MiB a
-    device, peak_mib = argument_mib + temp_mib (less what a TPU keeps on its
-    chip) + output_mib - alias_mib (donated); state_arrays, of them
-    donated_arrays; all_reduces, loops, kernels (run once), loop_kernels (run
-    each time step), loop_mib (arrays that loops hold), loop_cycles (of a time
-    step, by the TPU compiler's estimate; 0 on GPUs); None or XLA's flops and
-    bytes_accessed, for which a loop runs once.
+    {} if it does not fit the memory. Else compile_seconds; MiB a device,
+    peak_mib = argument_mib + temp_mib (less what a TPU keeps on its chip) +
+    output_mib - alias_mib (donated); state_arrays, of them donated_arrays;
+    all_reduces; hlo, XLA's optimised instructions as text.
   """
   mesh = sharding.Mesh(np.array(devices), (AXIS,))
   whole, split = (sharding.NamedSharding(mesh, sharding.PartitionSpec(*axes))
@@ -200,7 +176,6 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
           ('labels', 'f4'), ('weights', 'f4'))}
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
-  start = time.perf_counter()
   with jax.disable_jit(False):  # config.debug may have turned jit off
     state = jax.tree.map(lambda x: x.update(sharding=whole), jax.eval_shape(
         lambda: init_state(config, model, optimizer)))
@@ -208,7 +183,7 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
         make_train_step(config, model, optimizer, _STEPS_PER_EPOCH, devices)
         if training else evaluate.make_forward(model, devices))
     lowered = function.lower(state if training else state.eval_params(), batch)
-  seconds = time.perf_counter() - start
+  start = time.perf_counter()
   # What is compiled for other machines can be written to jax' cache, not read.
   cache_from = getattr(jax.config, _CACHE_FROM)
   jax.config.update(_CACHE_FROM, float('inf'))
@@ -220,33 +195,14 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
     return {}
   finally:
     jax.config.update(_CACHE_FROM, cache_from)
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  seconds = time.perf_counter() - start
+  hlo, memory = compiled.as_text(), compiled.memory_analysis()
   mib = {f'{k}_mib': getattr(memory, f'{k}_size_in_bytes') / 2**20
          for k in ('argument', 'temp', 'output', 'alias')}
   return {
-      'lower_seconds': seconds,
-      'compile_seconds': time.perf_counter() - start - seconds,
+      'compile_seconds': seconds,
       'peak_mib': sum(mib.values()) - 2 * mib['alias_mib'], **mib,
       'state_arrays': len(jax.tree.leaves(state)) if training else 0,
-      **_count(compiled.as_text()),
-      'flops': cost.get('flops'), 'bytes_accessed': cost.get('bytes accessed')}
-
-
-def _count(hlo: str) -> dict[str, Any]:
-  """The counts of `compile_program`, from XLA's optimised instructions."""
-  parts = re.findall(r'^(ENTRY|%\S+) .*\{\n((?:  .*\n)*)', hlo, re.MULTILINE)
-  kernel = re.compile(r' (?:fusion|dot|convolution|custom-call|copy)\(')
-  kernels = {name: len(kernel.findall(part)) for name, part in parts}
-  cycles = {name: sum(map(int, re.findall(r'"estimated_cycles":"(\d+)', part)))
-            for name, part in parts}
-  loops = re.findall(r' = (.*) while\(.*body=(%[\w.-]+)', hlo)
-  held = re.findall(r'[a-z](\d*)\[([\d,]+)\]', ' '.join(a for a, _ in loops))
-  return {
       'donated_arrays': hlo.count('-alias)'),
       'all_reduces': len(re.findall(r' all-reduce(?:-start)?\(', hlo)),
-      'loops': len(loops), 'kernels': kernels['ENTRY'],
-      'loop_kernels': sum(kernels[body] for _, body in loops),
-      'loop_cycles': sum(cycles[body] for _, body in loops),
-      'loop_mib': float(sum(
-          int(bits or 8) / 2**23 * np.prod([int(n) for n in shape.split(',')])
-          for bits, shape in held))}
+      'hlo': hlo}

@@ -23,8 +23,8 @@ from flax_imdb.model import classifier
 from flax_imdb.storage import files
 
 LENGTH = 400  # tokens; shorter reviews are left out, longer ones cut
-MOST_REVIEWS = 256
-PLACES = {'h': 'hidden state', 'c': 'cell state', 'x': 'embedded input'}
+_MOST_REVIEWS = 256
+_PLACES = {'h': 'hidden state', 'c': 'cell state', 'x': 'embedded input'}
 
 # [lag, review] gradient norms by place
 Norms = dict[str, np.ndarray]
@@ -34,10 +34,7 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
                    ids: np.ndarray) -> Norms:
   """Norms of the gradient of the logit, by the distance from the end.
 
-  Args:
-    model: its first forward layer is looked at.
-    params: float32 parameters.
-    ids: int32 [n, T] token ids, without padding.
+  Of the model's first forward layer. `ids` are int32 [n, T], without padding.
 
   Returns:
     For 'h' hidden state, 'c' cell state (an LSTM's) and 'x' embedded input:
@@ -47,9 +44,9 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
   """
   lengths = np.full(len(ids), ids.shape[1], np.int32)
   # A change of nothing, added at every step; its gradient is the state's.
-  nothing = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), ids, lengths))['perturbations']
-  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nothing)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ids, lengths)
+  nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), shapes['perturbations'])
 
   @jax.jit
   def gradient(params, nothing):
@@ -63,35 +60,28 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
   # In float64: the squares of what is below 1e-19 are 0 in float32.
   return {place: np.linalg.norm(
       np.asarray(found[place], np.float64), axis=-1)[::-1]
-          for place in PLACES if place in found}
+          for place in _PLACES if place in found}
 
 
 def long_reviews(config: ConfigDict, reviews: Reviews) -> np.ndarray:
-  """Token ids int32 [n, T] of the first long reviews, cut to T tokens.
+  """Token ids int32 [n, T] of the first 256 long reviews, cut to T tokens.
 
-  T is `LENGTH`, or config.data.max_length if that is less; n is at most
-  `MOST_REVIEWS`.
-
-  Raises:
-    UserError: there is no review as long.
+  T is `LENGTH`, or config.data.max_length if that is less. Raises UserError if
+  no review is as long.
   """
   length = min(LENGTH, config.data.max_length)
-  rows = np.flatnonzero(reviews.lengths(length) == length)[:MOST_REVIEWS]
+  rows = np.flatnonzero(reviews.lengths(length) == length)[:_MOST_REVIEWS]
   if not len(rows):
     raise UserError(f'no validation review has {length} tokens to report on')
   return pad(reviews, rows, len(rows), 0, length)['ids']
 
 
 def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
-  """Writes gradient.csv and gradient.png into the first one's report/.
+  """Writes gradient.csv and gradient.png into the first directory's report/.
 
-  Args:
-    workdirs: run directories, to be drawn together; their weights before the
-      first step and those that the run evaluated.
-    announce: told what is written.
-
-  Raises:
-    UserError: a run can't be opened, or has no long review to validate on.
+  Of each run the weights before the first step, and those that it evaluated.
+  Raises UserError if a run can't be opened, or has no long review to validate
+  on.
   """
   measured: list[tuple[str, str, Norms]] = []
   for workdir in workdirs:
@@ -126,7 +116,7 @@ def _csv(measured: list[tuple[str, str, Norms]]) -> str:
   for name, when, norms in measured:
     for place, values in norms.items():
       for lag, row in enumerate(_quartiles(values).T):
-        writer.writerow([name, when, PLACES[place], lag,
+        writer.writerow([name, when, _PLACES[place], lag,
                          *(f'{x:.6g}' for x in row)])
   return table.getvalue()
 
@@ -140,10 +130,10 @@ def _figure(measured: list[tuple[str, str, Norms]]) -> bytes:
                     'CSV is written') from e
 
   figure = Figure(figsize=(12, 4.5), layout='constrained')
-  panels = figure.subplots(1, len(PLACES), sharey=True)
+  panels = figure.subplots(1, len(_PLACES), sharey=True)
   colours = {name: f'C{i}' for i, name in
              enumerate(dict.fromkeys(name for name, _, _ in measured))}
-  for panel, (place, title) in zip(panels, PLACES.items(), strict=True):
+  for panel, (place, title) in zip(panels, _PLACES.items(), strict=True):
     panel.set(title=title, xlabel='lag from the last token', yscale='log')
     panel.grid(alpha=0.3)
     for name, when, norms in measured:

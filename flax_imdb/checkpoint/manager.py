@@ -18,11 +18,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import (
-  AnyPreservationPolicy,
-  BestN,
-  LatestN,
-)
+from orbax.checkpoint import checkpoint_managers as policies
 
 from flax_imdb.checkpoint import seal
 from flax_imdb.cluster import devices, processes
@@ -40,8 +36,8 @@ class Progress:
   """What a run remembers beside its arrays; a part of every checkpoint.
 
   Attributes:
-    reference: the score that the next one must beat, see `EarlyStopping`; None
-      before the first. The larger, the better.
+    reference: the score that the next one must beat, see `train.stopping`;
+      None before the first. The larger, the better.
     waited: epochs since one did.
     stopped: early stopping has ended the run.
     seconds: spent on training and validation, over all resumes.
@@ -80,13 +76,10 @@ class Checkpoints:
   def __init__(self, workdir: str, read_only: bool = False):
     """Opens `workdir`/checkpoints, which need not exist yet.
 
-    Raises:
-      DamagedError: a score can't be read; unless `read_only`, `restore_newest`
-        will tell instead.
-      UserError: the directory can't be made.
+    Raises UserError if it can't be made. If a score can't be read,
+    `restore_newest` tells; with `read_only` this raises DamagedError.
     """
-    read_only = read_only or processes.index() > 0
-    self._read_only = read_only
+    self._read_only = read_only = read_only or processes.index() > 0
     self._workdir = files.as_path(workdir)
     self._set_aside = self._set_broken_scores_aside(read_only)
     options = ocp.CheckpointManagerOptions(
@@ -97,9 +90,10 @@ class Checkpoints:
         multiprocessing_options=_alone(),
         # Or threads wait 5 minutes for one that can't be made, then exit.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-        preservation_policy=AnyPreservationPolicy([
-            LatestN(2), BestN(get_metric_fn=_rank, n=1,
-                              keep_checkpoints_without_metrics=False)]))
+        preservation_policy=policies.AnyPreservationPolicy([
+            policies.LatestN(2), policies.BestN(
+                get_metric_fn=_rank, n=1,
+                keep_checkpoints_without_metrics=False)]))
     with self._writing():
       if not read_only:  # what `create` of orbax does, but not if `_alone`
         (self._workdir / 'checkpoints').mkdir(exist_ok=True)
@@ -124,8 +118,7 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits until what `save` began is on disk, for all processes to see.
 
-    Raises:
-      UserError: the disk is full or can't be written; the steps before stay.
+    Raises UserError if it can't be written; the steps before stay.
     """
     with self._writing():
       self._manager.wait_until_finished()
@@ -150,7 +143,7 @@ class Checkpoints:
     Args:
       step: the steps done.
       items: replicated on the devices.
-      progress: what else the run remembers.
+      progress: saved beside them.
       score: the larger, the better; None, of weights that were not evaluated,
         is never the best.
     """
@@ -167,7 +160,9 @@ class Checkpoints:
              for name, tree in items.items()}))
 
   def restore(self, step: int, shapes: Items) -> tuple[Items, Progress]:
-    """Reads items of a step.
+    """Reads items and the progress, which a stranger may have written.
+
+    Sizes are compared with those asked for before they are allocated.
 
     Args:
       step: one of `steps()`.
@@ -181,7 +176,37 @@ class Checkpoints:
       UserError: it is of another shape.
       StoreError: the object store failed.
     """
-    items, progress = self._read(step, shapes)
+    folder = self._manager.directory / str(step)
+    stored = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
+    try:
+      seal.check_files(folder)
+      for name, tree in shapes.items():
+        seal.check_stored(
+            f'checkpoint {step}', tree, stored.metadata(folder / name).tree)
+      # NumPy's arrays leave the placement to `replicate`.
+      templates = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+      found = self._manager.restore(step, args=ocp.args.Composite(
+          progress=ocp.args.JsonRestore(),
+          **{k: ocp.args.StandardRestore(v) for k, v in templates.items()}))
+      items, sealed = {name: found[name] for name in shapes}, found.progress
+      if sealed != seal.sealed(sealed) or any(
+          sealed[name] != seal.checksum(tree) for name, tree in items.items()):
+        raise ValueError('its progress or arrays were changed')
+      progress = Progress(
+          **{k: v for k, v in sealed.items() if k not in _SEAL})
+      score = (self._manager.metrics(step) or {}).get('score')
+      if sealed['score'] != score or (
+          'training' in items and items['training']['step'] != step):
+        raise ValueError('its score or step was changed')
+    except UserError:  # of other arrays or shapes: not damaged
+      raise
+    except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
+      bucket.raise_failure(e, f'cannot read checkpoint {step}')
+      reason = str(e).strip().split('\n')[0][:200]
+      raise DamagedError(
+          f'checkpoint {step} cannot be restored ({reason}); the steps found '
+          f'are {self.steps()}: choose another with --step, or delete it'
+      ) from e
     return devices.replicate(items), progress
 
   def _set_broken_scores_aside(self, read_only: bool) -> list[str]:
@@ -218,17 +243,8 @@ class Checkpoints:
     """Reads the newest step that is whole; moves others to workdir/damaged.
 
     The first process chooses, and the others read what it has chosen.
-
-    Args:
-      shapes: as for `restore`.
-      announce: told which steps are set aside, and why.
-
-    Returns:
-      As `restore`; None if there is no whole one.
-
-    Raises:
-      UserError: a checkpoint is of another shape.
-      StoreError: the object store failed.
+    `announce` is told which steps are set aside, and why. Returns as `restore`,
+    None if there is no whole one; raises UserError or StoreError as it does.
     """
     found, chosen = None, ''
     if processes.index() == 0:
@@ -247,45 +263,6 @@ class Checkpoints:
       found = self.restore(int(chosen), shapes)
     return found
 
-  def _read(self, step: int, shapes: Items) -> tuple[Items, Progress]:
-    """Reads items and the progress, which a stranger may have written.
-
-    Sizes are compared with those asked for before they are allocated.
-    """
-    folder = self._manager.directory / str(step)
-    stored = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
-    try:
-      seal.check_files(folder)
-      for name, tree in shapes.items():
-        seal.check_stored(
-            f'checkpoint {step}', tree, stored.metadata(folder / name).tree)
-      found = self._manager.restore(step, args=ocp.args.Composite(
-          progress=ocp.args.JsonRestore(),
-          **{name: ocp.args.StandardRestore(_numpy(tree))
-             for name, tree in shapes.items()}))
-      items = {name: found[name] for name in shapes}
-      sealed = found.progress
-      if sealed != seal.sealed(sealed) or any(
-          sealed[name] != seal.checksum(tree) for name, tree in items.items()):
-        raise ValueError('its progress or arrays were changed')
-      progress = Progress(
-          **{k: v for k, v in sealed.items() if k not in _SEAL})
-      score = (self._manager.metrics(step) or {}).get('score')
-      if sealed['score'] != score or (
-          'training' in items and items['training']['step'] != step):
-        raise ValueError('its score or step was changed')
-      return items, progress
-    except UserError:  # of other arrays or shapes: not damaged
-      raise
-    except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
-      bucket.raise_failure(e, f'cannot read checkpoint {step}')
-      raise self._damaged(step, str(e).strip().split('\n')[0][:200]) from e
-
-  def _damaged(self, step: int, reason: str) -> DamagedError:
-    return DamagedError(
-        f'checkpoint {step} cannot be restored ({reason}); the steps found '
-        f'are {self.steps()}: choose another with --step, or delete it')
-
 
 def _alone() -> ocp.options.MultiprocessingOptions:
   """Tells orbax that there is no other process."""
@@ -293,8 +270,3 @@ def _alone() -> ocp.options.MultiprocessingOptions:
   return ocp.options.MultiprocessingOptions(
       primary_host=this, active_processes={this},
       barrier_sync_key_prefix=f'process{this}')
-
-
-def _numpy(tree: Any) -> Any:
-  """A template for orbax that leaves the placement to `replicate`."""
-  return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)

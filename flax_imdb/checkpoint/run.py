@@ -25,14 +25,10 @@ from flax_imdb.storage import bucket, files
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished or interrupted run, ready to evaluate.
+  """A finished or interrupted run with what it was trained with.
 
-  Attributes:
-    config: what it was trained with.
-    tokenizer: the one it was trained with.
-    model: holds no arrays.
-    params: the parameters to evaluate with, replicated.
-    step: when they were saved.
+  `params` are those to evaluate with, replicated, as they were after `step`;
+  `model` holds no arrays.
   """
   config: ConfigDict
   tokenizer: Tokenizer
@@ -46,17 +42,15 @@ def check_directory(workdir: str, config: ConfigDict) -> None:
 
   Of several processes the first one does; all then see the directory.
 
-  Raises:
-    UserError: it holds a run with another config, or can't be written, or is
-      not shared.
+  Raises UserError if it holds a run with another config, can't be written or is
+  not shared.
   """
   if processes.index() == 0:
     _check_writable(workdir)
     if is_run(workdir):
       made_with = read_config(files.as_path(workdir) / 'config.json')
-      fields = ', '.join(
-          f'{k}: {a} there, {b} now'
-          for k, (a, b) in differences(made_with, config).items())
+      fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
+                         differences(made_with, config).items())
       if fields:
         raise UserError(
             f'{workdir} was made with another config ({fields}): give the same '
@@ -85,10 +79,8 @@ def begin_directory(workdir: str, config: ConfigDict,
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
-  Of several processes the first one writes.
-
-  Raises:
-    UserError: as `initial_params` and `files.write`.
+  Of several processes the first one writes. Raises UserError as
+  `initial_params` and `files.write`.
   """
   if processes.index() > 0 or is_run(workdir):
     return
@@ -102,13 +94,9 @@ def begin_directory(workdir: str, config: ConfigDict,
 def restore(workdir: str, which: str | None) -> Run:
   """Opens a run directory to evaluate or to predict; changes nothing in it.
 
-  Args:
-    workdir: the run directory.
-    which: 'best', 'latest' or a step's number; None for what the run itself
-      evaluated.
-
-  Raises:
-    UserError: it is no run directory, or has no such step; says which it has.
+  `which` is 'best', 'latest' or a step's number; None for what the run itself
+  evaluated. Raises UserError if it is no run directory, or has no such step;
+  says which it has.
   """
   if not is_run(workdir):
     raise UserError(
@@ -144,11 +132,7 @@ def restore_eval_params(
     model: classifier.SentimentClassifier) -> Params:
   """The parameters of a step to evaluate with: averaged ones if there are.
 
-  Returns:
-    A nested dict of float32 arrays, replicated.
-
-  Raises:
-    UserError: as `Checkpoints.restore`.
+  Float32, replicated. Raises UserError as `Checkpoints.restore`.
   """
   shapes = classifier.param_shapes(model)
   items, _ = checkpoints.restore(step, {'model': {
@@ -160,11 +144,8 @@ def initial_params(
     config: ConfigDict, model: classifier.SentimentClassifier) -> Params:
   """The parameters that training begins with: drawn, or config.init_from.
 
-  Returns:
-    A nested dict of NumPy arrays, float32.
-
-  Raises:
-    UserError: config.init_from can't be read, or is another model's.
+  NumPy arrays, float32. Raises UserError if config.init_from can't be read, or
+  is another model's.
   """
   if not config.init_from:
     init_key, _ = classifier.seed_keys(config.seed)
@@ -184,10 +165,6 @@ def is_run(path: str) -> bool:
 
 
 def write_summary(workdir: str, summary: dict[str, Any]) -> None:
-  """Writes summary.json; of several processes the first one does.
-
-  Raises:
-    UserError, StoreError: as `files.write`.
-  """
+  """Writes summary.json from the first process; errors as `files.write`."""
   if processes.index() == 0:
     files.write(f'{workdir}/summary.json', json.dumps(summary, indent=2) + '\n')

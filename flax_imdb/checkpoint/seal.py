@@ -38,8 +38,7 @@ def sealed(values: dict[str, Any]) -> dict[str, Any]:
 def check_shapes(source: str, expected: Any, found: Any) -> None:
   """Compares two trees of arrays, or of their shapes, by name.
 
-  Raises:
-    UserError: they differ; says where `source` does.
+  Raises UserError if they differ; says where `source` does.
   """
   a, b = ({name: list(x.shape) for name, x in _by_name(tree).items()}
           for tree in (expected, found))
@@ -57,15 +56,10 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def check_stored(source: str, expected: Any, stored: Any) -> None:
-  """Compares a template with what is stored, before that is read.
-
-  Args:
-    source: what the message names.
-    expected: a tree of arrays or of their shapes.
-    stored: orbax' metadata of a tree.
+  """Compares shapes with orbax' metadata of a tree, before that is read.
 
   Raises:
-    UserError: they are other arrays, or of other shapes.
+    UserError: `source` has other arrays, or of other shapes.
     ValueError: of another type, or in parts that are larger than they are.
   """
   wanted, found = _by_name(expected), _by_name(stored)
@@ -78,15 +72,14 @@ def check_stored(source: str, expected: Any, stored: Any) -> None:
     if x.dtype != wanted[name].dtype or any(
         part > max(size, 1) for part, size in zip(
             x.storage.chunk_shape, x.shape, strict=True)):
-      raise ValueError(f'{name} is {x.dtype} in parts of '
-                       f'{x.storage.chunk_shape}')
+      raise ValueError(
+          f'{name} is {x.dtype} in parts of {x.storage.chunk_shape}')
 
 
 def check_files(folder: os.PathLike[str]) -> None:
   """Checks that a checkpoint's descriptions are small files.
 
-  Raises:
-    ValueError: they are large, or a file is a pipe or a device.
+  Raises ValueError if they are large, or a file is a pipe or a device.
   """
   total = sum(size for path, size in files.sizes(folder)
               if path.parent.name != 'd')  # where the arrays are
@@ -98,8 +91,7 @@ def check_files(folder: os.PathLike[str]) -> None:
 def check_score(path: pathlib.Path, step: int) -> None:
   """Checks the file by which orbax ranks the checkpoint of a step.
 
-  Raises:
-    ValueError: it is not what was saved.
+  Raises ValueError if it is not what was saved.
   """
   try:
     found = json.loads(files.read_bytes(path, _MOST_BYTES))

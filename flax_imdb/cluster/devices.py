@@ -21,8 +21,6 @@ from flax_imdb.errors import UserError
 AXIS = 'batch'
 VOTES = 'votes'  # of the processes that want to stop, see `preemption.Stop`
 
-SumOverDevices = Callable[[Any], Any]
-
 
 def _devices() -> list[jax.Device]:
   return jax.local_devices()[:1 if _debugging() else None]
@@ -33,11 +31,7 @@ def _debugging() -> bool:
 
 
 def check_batch_size(global_batch_size: int) -> None:
-  """Checks that the devices of all processes share a batch evenly.
-
-  Raises:
-    UserError: they do not; names the sizes that would fit.
-  """
+  """Raises UserError if the devices of all can't share a batch evenly."""
   n = len(_devices()) * processes.count()
   if processes.count() > 1 and n != jax.device_count():
     raise UserError('the processes have different numbers of devices: give '
@@ -53,8 +47,7 @@ def check_batch_size(global_batch_size: int) -> None:
 def replicate(tree: Any) -> Any:
   """Puts a tree of arrays whole on every local device.
 
-  The placement is the one `data_parallel` returns its state in: any other
-  would compile the step a second time.
+  As `data_parallel` returns its state, or the step would be compiled twice.
   """
   mesh = Mesh(np.array(_devices()), (AXIS,))
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -82,15 +75,12 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Splits rows among the local devices: [B, ...] to [D, B/D, ...].
-
-  B and D are those of this process.
-  """
+  """Splits rows among the D local devices: [B, ...] to [D, B/D, ...]."""
   n = len(_devices())
   return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
-def data_parallel(step: Callable[[Any, Any, SumOverDevices], tuple[Any, Any]],
+def data_parallel(step: Callable[[Any, Any, Callable], tuple[Any, Any]],
                   devices: Sequence[jax.Device] | None = None) -> Callable:
   """Compiles step(state, batch, sum_over_devices) for the devices of all.
 
@@ -103,10 +93,10 @@ def data_parallel(step: Callable[[Any, Any, SumOverDevices], tuple[Any, Any]],
 
   Returns:
     A function of a replicated state, whose buffers it reuses, and a batch of
-    `shard`; state and sums that it returns are replicated. With `VOTES` in the
-    batch, float32 [D, B/D], it returns (state, (sums, votes)), the votes added
-    up in the same all-reduce. It returns before they are computed, and on a CPU
-    begins once the step before is over.
+    `shard`. What it returns is replicated: (state, sums), or with `VOTES` in
+    the batch, float32 [D, B/D], (state, (sums, votes)), the votes added up in
+    the same all-reduce, to float32 []. It returns before they are computed, and
+    on a CPU begins once the step before is over.
   """
   def voting_step(state, batch):
     votes = [batch[VOTES].sum()] if VOTES in batch else []
@@ -129,12 +119,10 @@ def data_parallel(step: Callable[[Any, Any, SumOverDevices], tuple[Any, Any]],
   return lambda state, batch: compiled(jax.block_until_ready(state), batch)
 
 
-def data_parallel_forward(function: Callable[[Any, Any], Any],
-            devices: Sequence[jax.Device] | None = None) -> Callable:
-  """Compiles function(params, batch) -> rows; the rows keep the device axis.
-
-  `devices` as in `data_parallel`.
-  """
+def data_parallel_forward(
+    function: Callable[[Any, Any], Any],
+    devices: Sequence[jax.Device] | None = None) -> Callable:
+  """Compiles function(params, batch) -> rows, which keep the device axis."""
   if _debugging():
     return lambda params, batch: function(params, _only_shard(batch))
   return jax.pmap(
@@ -142,7 +130,6 @@ def data_parallel_forward(function: Callable[[Any, Any], Any],
 
 
 def _sum_over_devices(tree: Any) -> Any:
-  """Adds up a tree over the devices, inside a `data_parallel` step."""
   if _debugging():
     return tree
   # One vector is one all-reduce; over gloo a tree costs one round trip a leaf.
@@ -151,9 +138,9 @@ def _sum_over_devices(tree: Any) -> Any:
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
-  """Derives one PRNG key for each of this device's rows.
+  """One PRNG key for each of this device's rows, inside a step.
 
-  A key depends on the row's place in the global batch, not on the number of
+  It depends on the row's place in the global batch, not on the number of
   devices, so dropout is the same on any of them.
   """
   device = 0 if _debugging() else jax.lax.axis_index(AXIS)

@@ -8,12 +8,8 @@ from flax_imdb.errors import UserError
 
 
 def check_flags(coordinator_address: str | None, num_processes: int | None,
-          process_id: int | None) -> None:
-  """Checks the three flags; without any of them there is nothing to check.
-
-  Raises:
-    UserError: some are missing or out of range.
-  """
+                process_id: int | None) -> None:
+  """Raises UserError if some of the flags are missing or out of range."""
   flags = {'coordinator_address': coordinator_address,
            'num_processes': num_processes, 'process_id': process_id}
   missing = [f'--{name}' for name, value in flags.items() if value is None]
@@ -21,8 +17,8 @@ def check_flags(coordinator_address: str | None, num_processes: int | None,
     return
   if missing:
     raise UserError(f'several processes also need {" and ".join(missing)}')
-  assert coordinator_address and num_processes is not None
-  assert process_id is not None
+  assert coordinator_address is not None
+  assert num_processes is not None and process_id is not None
   if not 1 <= num_processes < 1 << 16:
     raise UserError(f'--num_processes={num_processes}: must be at least 1, and '
                     f'under {1 << 16}')
@@ -39,12 +35,8 @@ def check_flags(coordinator_address: str | None, num_processes: int | None,
 def ask_cluster(seconds: int) -> tuple | None:
   """Asks SLURM or the Cloud TPU; None if this is the only process.
 
-  Args:
-    seconds: how long the cluster may take to answer.
-
-  Returns:
-    (address of process 0, how many processes, which one this is, its local
-    devices or None for all of them).
+  Within `seconds`: (address of process 0, how many processes, which one this
+  is, its local devices or None for all of them).
   """
   method = _cluster()
   if method is None:

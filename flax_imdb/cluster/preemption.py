@@ -25,7 +25,9 @@ class Stop:
   """Whether the run has been asked to stop, the same in all processes.
 
   One process knows by itself. Several vote in each train step, whose all-reduce
-  adds the votes up, and look at those of the same step.
+  adds the votes up. Each `look_every` steps all look at the sum of the oldest
+  of that many, so that the queue of an accelerator never runs dry for it. Who
+  wants to stop votes so ever after: what is not looked at is not lost.
 
   Attributes:
     signal: the name of the one that this process got, such as 'SIGTERM'; None
@@ -33,10 +35,6 @@ class Stop:
   """
 
   def __init__(self, look_every: int):
-    """Looks at the votes each so many steps, and at those of as many before.
-
-    So the queue of an accelerator never runs dry for it.
-    """
     self.signal: str | None = None
     self._several = processes.count() > 1
     self._look_every = look_every
@@ -55,10 +53,9 @@ class Stop:
     return step if self._several else train_step
 
   def agreed(self, wait: bool = False) -> bool:
-    """Whether all stop now, before the next step.
+    """Whether all stop now; all must ask, after the same steps.
 
-    Args:
-      wait: look at the votes of the last step, though they may be under way.
+    With `wait` the last step's votes count, though they may be under way.
     """
     if not self._several:
       return self.signal is not None
@@ -68,11 +65,7 @@ class Stop:
     return self._agreed
 
   def leave_if_asked(self, step: int, steps_total: int) -> None:
-    """Ends the run, whose `step` is saved, if any process got a signal.
-
-    Raises:
-      Preempted: one did; in all processes.
-    """
+    """Raises Preempted in all if any got a signal, once `step` is saved."""
     signals = {name for name in processes.gather(self.signal or '') if name}
     if signals:
       raise Preempted(
@@ -84,13 +77,9 @@ class Stop:
 def deferred(look_every: int) -> Iterator[Stop]:
   """Holds back SIGTERM and SIGINT while the context lasts.
 
-  Args:
-    look_every: steps, see `Stop`.
-
-  Yields:
-    What the first signal is noted in. The second ends the process at once, with
-    128 + its number as status, also while jax compiles and Python can't run a
-    handler.
+  The first one is noted in the `Stop` it yields. The second ends the process at
+  once, with 128 + its number as status, also while jax compiles and Python
+  can't run a handler.
   """
   stop = Stop(look_every)
 

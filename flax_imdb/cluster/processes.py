@@ -17,11 +17,9 @@ from flax_imdb.cluster.watchdog import Watchdog
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files
 
-# How long the processes wait for one another at the start, in seconds.
-MEET_SECONDS = 120
+MEET_SECONDS = 120  # that the processes wait for one another at the start
 _DAY_MS = 24 * 3600 * 1000  # the watchdog ends what would wait for ever
-# How long a file that another host made may take to be seen.
-_SEE_SECONDS = 3
+_SEE_SECONDS = 3  # that a file of another host may take to be seen
 
 _watchdog: Watchdog | None = None
 _rounds = itertools.count()
@@ -43,9 +41,7 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
   The arguments are the flags, which `discovery.check_flags` has seen; without
   them SLURM or the Cloud TPU is asked, and elsewhere there is one process.
-
-  Raises:
-    UserError: process 0 can't listen, or is not to be reached.
+  Raises UserError if process 0 can't listen, or is not to be reached.
   """
   global _watchdog
   devices = None
@@ -80,24 +76,18 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
 def _check_free(address: str) -> None:
   """Raises a UserError if this process can't listen there; jax crashes."""
-  port = int(address.rpartition(':')[2])
+  port, both = int(address.rpartition(':')[2]), socket.has_dualstack_ipv6()
   try:
-    if socket.has_dualstack_ipv6():
-      socket.create_server(
-          ('', port), family=socket.AF_INET6, dualstack_ipv6=True).close()
-    else:
-      socket.create_server(('', port)).close()
+    socket.create_server(
+        ('', port), family=socket.AF_INET6 if both else socket.AF_INET,
+        dualstack_ipv6=both).close()
   except OSError as e:
     raise UserError(f'process 0 cannot listen on port {port} ({e.strerror}): '
                     'give another --coordinator_address to all') from e
 
 
 def _reach(address: str) -> None:
-  """Waits until process 0 listens; jax aborts if it never does.
-
-  Raises:
-    UserError: it does not within `MEET_SECONDS`.
-  """
+  """Raises a UserError if process 0 does not listen in time; jax aborts."""
   host, _, port = address.rpartition(':')
   end = time.monotonic() + MEET_SECONDS
   while True:
@@ -123,11 +113,7 @@ def gather(value: str) -> list[str]:
 
 
 def check_shared(directory: str) -> None:
-  """Checks that all processes see the directory of process 0.
-
-  Raises:
-    UserError: some do not; in all processes.
-  """
+  """Raises UserError in all if some don't see the directory of process 0."""
   if count() == 1:
     return
   token = files.as_path(directory) / f'.{gather(secrets.token_hex(16))[0]}'
@@ -148,14 +134,9 @@ def check_shared(directory: str) -> None:
 
 
 def check_same(what: str, digest: Callable[[], str]) -> None:
-  """Checks that something is the same in all processes.
+  """Raises UserError in all processes if `what` is not the same in them.
 
-  Args:
-    what: names it.
-    digest: called for one string for all of it, if there are several.
-
-  Raises:
-    UserError: it is not; in all processes.
+  `digest` is called for one string for all of it, if there are several.
   """
   if count() == 1:
     return
@@ -172,7 +153,7 @@ def one_at_a_time() -> contextlib.AbstractContextManager[None]:
 
 
 def report_alive(step: int | None = None) -> None:
-  """Tells the watchdog that this process is not stuck, and its step."""
+  """Tells the watchdog that this process moves, and the steps it has done."""
   if _watchdog:
     _watchdog.report_alive(step)
 
@@ -196,10 +177,7 @@ def end_all(message: str, status: int) -> None:
 
 
 def end_all_after(error: Exception) -> None:
-  """Ends all processes after an error that a lost one may have caused.
-
-  Returns if there is but one.
-  """
+  """`end_all`, after an error that a lost process may have caused."""
   if _watchdog is None:
     return
   _watchdog.wait_for_the_lost()

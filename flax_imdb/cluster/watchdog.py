@@ -25,12 +25,8 @@ _BEAT = 1.0
 class Watchdog:
   """Tells the others each second that this process lives, and listens.
 
-  They meet in the key-value store of process 0, which jax keeps.
-
-  Attributes:
-    index: which process this is.
-    count: how many there are.
-    client: of the key-value store.
+  They meet in the key-value store of process 0, which jax keeps: `client` is
+  that of process `index`, of `count`.
   """
 
   def __init__(self, index: int, count: int):
@@ -84,12 +80,9 @@ class Watchdog:
     time.sleep(SILENT_AFTER_ERROR + 3 * _BEAT)
 
   def end(self, message: str, status: int, told: str | None = None) -> NoReturn:
-    """Ends this process with a line, and the others with what they are told.
+    """Ends this process with a line, and all with this exit status.
 
-    Args:
-      message: '' stands for the loss of process 0.
-      status: of the exit, in all.
-      told: the line of the others; default: `message`.
+    The others' line is `told`, or the same; '' stands for a lost process 0.
     """
     if not self._lock.acquire(blocking=False):
       time.sleep(60)  # another thread is about to end the process
@@ -121,7 +114,6 @@ class Watchdog:
       return  # the store is gone: nobody is left to be told
 
   def _talk(self) -> None:
-    """Writes this process' beats into the store, and reads the others'."""
     from jax.errors import JaxRuntimeError
     number = 0
     while not self._stopped.is_set():

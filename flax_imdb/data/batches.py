@@ -21,12 +21,9 @@ Batch = dict[str, np.ndarray]
 
 
 def padded_length(length: int, bucket_width: int, max_length: int) -> int:
-  """The padded width for a batch whose longest review has `length` tokens.
+  """The padded width of a batch whose longest review has `length` tokens.
 
-  Args:
-    length: 1 to max_length.
-    bucket_width: widths are multiples of it; 0 means always `max_length`.
-    max_length: the widest.
+  A multiple of `bucket_width`, at most `max_length`; 0 means always that.
   """
   if not bucket_width:
     return max_length
@@ -60,12 +57,10 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
   place = np.arange(width)
   inside = place < lengths[:, None]
   ids = reviews.ids[np.where(inside, starts[:, None] + place, 0)]
-  return {
-      'ids': np.where(inside, ids, PADDING_ID).astype(np.int32),
-      'lengths': lengths.astype(np.int32),
-      'labels': reviews.labels[rows].astype(np.float32),
-      'weights': weights,
-  }
+  return {'ids': np.where(inside, ids, PADDING_ID).astype(np.int32),
+          'lengths': lengths.astype(np.int32),
+          'labels': reviews.labels[rows].astype(np.float32),
+          'weights': weights}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +86,7 @@ class TrainBatches:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches an epoch, the last short one counted."""
+    """The last short batch is counted."""
     return -(-len(self.reviews) // self.batch_size)
 
   def rows(self, step: int) -> np.ndarray:
@@ -107,7 +102,6 @@ class TrainBatches:
 
 @functools.lru_cache(maxsize=1)
 def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
-  """The rows of each batch of an epoch; every review stands in just one."""
   rng = np.random.default_rng([batches.seed, epoch])
   order = rng.permutation(len(batches.reviews))
   size = batches.batch_size
@@ -125,14 +119,12 @@ def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
 def eval_batches(
     reviews: Reviews, batch_size: int, bucket_width: int, max_length: int,
     part: slice = slice(None)) -> Iterator[tuple[np.ndarray, Batch]]:
-  """Every review once, the shortest first.
+  """Every review once, the shortest first; the arguments are those of `pad`.
 
-  Yields:
-    (rows, batch): int [m] which reviews stand in the batch's first m rows, and
-    the batch, or a part of it, as `pad` returns it.
+  Yields (rows, batch): int [m], which reviews stand in the batch's first m
+  rows, and what `pad` returns for them.
   """
   order = np.argsort(reviews.lengths(max_length), kind='stable')
   for start in range(0, len(order), batch_size):
     rows = order[start:start + batch_size]
-    yield rows, pad(
-        reviews, rows, batch_size, bucket_width, max_length, part)
+    yield rows, pad(reviews, rows, batch_size, bucket_width, max_length, part)

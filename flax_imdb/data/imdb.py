@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import http.client
 import io
 import pathlib
-import queue
 import re
 import shutil
 import socket
@@ -34,9 +33,8 @@ _STALL_SECONDS = 30  # the longest silence in a download
 _REVIEW = re.compile(r'aclImdb/(train|test)/(neg|pos|unsup)/[^/]+\.txt')
 
 
-def provide_archive(
-    downloads: pathlib.Path, announce: Callable[[str], None]
-) -> None:
+def provide_archive(downloads: pathlib.Path,
+                    announce: Callable[[str], None]) -> None:
   """Puts IMDB's archive where tfds looks for it, if it is not there yet.
 
   tfds' own downloader has no timeout, makes ten retries and leaves a broken
@@ -52,10 +50,8 @@ def provide_archive(
   """
   ((url, info),) = ImdbReviews.url_infos.items()
   cached = resource.get_dl_fname(url, info.checksum)
-  if any(
-      resource.is_locally_cached(folder / cached)
-      for folder in (downloads / ImdbReviews.name, downloads)
-  ):
+  if any(resource.is_locally_cached(folder / cached)
+         for folder in (downloads / ImdbReviews.name, downloads)):
     return  # stock tfds has downloaded it, and checked it
   # The place for archives put there by hand; stock tfds looks there too.
   archive = downloads / 'manual' / info.filename
@@ -63,83 +59,65 @@ def provide_archive(
     if compute_url_info(archive).checksum != info.checksum:
       raise UserError(f'{archive} has the wrong SHA-256: delete it, run again')
     return
-  fix = (
-      f'run again, put {info.filename} in {archive.parent}, set TFDS_DATA_DIR'
-      f' to a directory that holds {ImdbReviews.name}, or use'
-      ' --config=configs/quickstart.py, which needs no network'
-  )
+  fix = (f'run again, put {info.filename} in {archive.parent}, set '
+         f'TFDS_DATA_DIR to a directory that holds {ImdbReviews.name}, or use '
+         '--config=configs/quickstart.py, which needs no network')
   archive.parent.mkdir(parents=True, exist_ok=True)
   part = archive.with_name(f'incomplete.{uuid.uuid4().hex}')
   try:
     _probe(url)
     announce(f'downloading {url} ({info.size / 1e6:.0f} MB)')
     opener = urllib.request.build_opener()  # urlopen's keeps an old proxy
-    with (
-        opener.open(url, timeout=_STALL_SECONDS) as response,
-        part.open('wb') as file,
-    ):
+    with (opener.open(url, timeout=_STALL_SECONDS) as response,
+          part.open('wb') as file):
       shutil.copyfileobj(response, file)
     got = compute_url_info(part)
     if got.size < int(response.headers.get('Content-Length') or 0):
       raise ConnectionError(f'the connection closed after {got.size} bytes')
     if got.checksum != info.checksum:
       raise UserError(
-          f'{url} sent another file than expected (its SHA-256 starts with'
-          f' {got.checksum[:8]}, not {info.checksum[:8]}): {fix}'
-      )
+          f'{url} sent another file than expected (its SHA-256 starts with '
+          f'{got.checksum[:8]}, not {info.checksum[:8]}): {fix}')
     part.replace(archive)
-  except (
-      urllib.error.URLError,
-      http.client.HTTPException,
-      ConnectionError,
-      TimeoutError,
-  ) as error:
-    if isinstance(error, urllib.error.HTTPError):
-      error.close()  # it holds the connection
-    raise UserError(f'cannot download {url} ({error}): {fix}') from error
+  except (urllib.error.URLError, http.client.HTTPException, ConnectionError,
+          TimeoutError) as e:
+    if isinstance(e, urllib.error.HTTPError):
+      e.close()  # it holds the connection
+    raise UserError(f'cannot download {url} ({e}): {fix}') from e
   finally:
     part.unlink(missing_ok=True)
 
 
 def _probe(url: str) -> None:
-  """Checks that the URL's host, or the proxy to it, takes a connection.
-
-  Raises:
-    ConnectionError: it did not within `_PROBE_SECONDS`.
-  """
+  """Raises ConnectionError if the host, or the proxy to it, takes none."""
   parts = urllib.parse.urlsplit(url)
   proxy = urllib.request.getproxies().get(parts.scheme)
   if proxy and not urllib.request.proxy_bypass(parts.netloc):
     parts = urllib.parse.urlsplit(proxy if '://' in proxy else f'//{proxy}')
-  host, port = parts.hostname, parts.port
-  port = port or (443 if parts.scheme == 'https' else 80)
-  answer: queue.SimpleQueue[object] = queue.SimpleQueue()
+  host = parts.hostname
+  port = parts.port or (443 if parts.scheme == 'https' else 80)
+  failure: str | None = f'no answer in {_PROBE_SECONDS} s'
 
   def connect():
+    nonlocal failure
     try:
       socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
-      answer.put(None)
-    except OSError as error:
-      answer.put(error.strerror or error)
+      failure = None
+    except OSError as e:
+      failure = e.strerror or str(e)
 
   # In a thread, since no timeout reaches the look-up of a name.
-  threading.Thread(target=connect, daemon=True).start()
-  try:
-    failure = answer.get(timeout=_PROBE_SECONDS)
-  except queue.Empty:
-    failure = f'no answer in {_PROBE_SECONDS} s'
-  if failure:
+  thread = threading.Thread(target=connect, daemon=True)
+  thread.start()
+  thread.join(_PROBE_SECONDS)
+  if failure is not None:
     raise ConnectionError(f'{host}:{port}: {failure}')
 
 
 def read_archive(path: Any) -> Iterator[tuple[str, BinaryIO]]:
   """Yields (name in the archive, content) of each review; extracts nothing.
 
-  Args:
-    path: the aclImdb .tar.gz file.
-
-  Raises:
-    UserError: the archive is damaged.
+  Raises UserError if the .tar.gz file is damaged.
   """
   try:
     with tarfile.open(path, 'r|gz') as archive:
@@ -148,10 +126,9 @@ def read_archive(path: Any) -> Iterator[tuple[str, BinaryIO]]:
           content = archive.extractfile(member)
           assert content  # a regular file has one
           yield member.name, io.BytesIO(content.read())
-  except (tarfile.TarError, EOFError, zlib.error) as error:
+  except (tarfile.TarError, EOFError, zlib.error) as e:
     raise UserError(
-        f'{path} is damaged ({error}): delete it and run again'
-    ) from error
+        f'{path} is damaged ({e}): delete it and run again') from e
 
 
 class ImdbReviews(  # type: ignore[call-arg]

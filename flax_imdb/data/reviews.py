@@ -64,13 +64,7 @@ class Reviews:
 
 def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
                    labels: np.ndarray | None = None) -> Reviews:
-  """Encodes n texts at full length.
-
-  Args:
-    tokenizer: of `fit_tokenizer`.
-    texts: the reviews.
-    labels: int8 [n]; without them all are 0.
-  """
+  """Encodes n texts at full length; labels int8 [n], without them all 0."""
   rows = encode(tokenizer, texts)
   # Two bytes an id halve the file and the memory.
   dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
@@ -83,20 +77,15 @@ def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
 def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
-  Args:
-    config: the whole config; `config.data` is used.
-    announce: called with one line about each thing that takes time.
-
-  Raises:
-    UserError: the data set can't be had; says what to do.
+  `config` is the whole one, and `announce` called with one line about each
+  thing that takes time. Raises UserError if the data set can't be had.
   """
   with processes.one_at_a_time():
     data = config.data
     fingerprint = sources.prepare(data.name, announce)
     path = _cache_path(
-        f'{data.name}-tokenizer', fingerprint, data.train_split,
+        f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
         data.validation_fraction, data.vocab_size, VERSION)
-    path = path.with_suffix('.json')
     if path.exists():
       try:
         return load_tokenizer(path, data.vocab_size)
@@ -114,17 +103,12 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
 
 def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
                 splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
-  """Reads the splits that are asked for; each file once.
+  """Reads the splits that are asked for, some of `SPLITS`; each file once.
 
-  Args:
-    config: the whole config; `config.data` is used.
-    tokenizer: encodes the reviews.
-    announce: called with one line about each thing that takes time.
-    splits: some of `SPLITS`. Validation is the last part of the training
-      reviews in tfds' order, which tfds has shuffled once and for all.
-
-  Raises:
-    UserError: the data can't be had, or a split is empty.
+  Validation is the last part of the training reviews in tfds' order, which tfds
+  has shuffled once and for all. `config` and `announce` as in
+  `training_tokenizer`. Raises UserError if the data can't be had, or a split is
+  empty.
   """
   with processes.one_at_a_time():
     data = config.data
@@ -141,14 +125,13 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
   for split in splits:
     if not len(found[split]):
       field = 'test_split' if split == 'test' else 'train_split'
-      raise UserError(
-          f'the {split} split has no reviews: see config.data.{field} and '
-          'config.data.validation_fraction')
+      raise UserError(f'the {split} split has no reviews: see config.data.'
+                      f'{field} and config.data.validation_fraction')
   return {split: found[split] for split in splits}
 
 
 def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
-  """One string for all that training reads."""
+  """One string for all that training reads, in hex."""
   digest = hashlib.sha256(tokenizer.to_str().encode())
   for array in (reviews.ids, reviews.offsets, reviews.labels):
     digest.update(np.ascontiguousarray(array).data)
@@ -165,8 +148,7 @@ def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
              announce: Announce, tfds_split: str) -> Reviews:
   """All reviews of a tfds split, from the cache if it holds them."""
   path = _cache_path(
-      name, fingerprint, tfds_split, tokenizer.to_str(), VERSION)
-  path = path.with_suffix('.npz')
+      name, '.npz', fingerprint, tfds_split, tokenizer.to_str(), VERSION)
   if path.exists():
     try:
       # It is not packed: what claims to be larger than the file is damaged.
@@ -199,7 +181,7 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
     raise ValueError('its ids, offsets or labels are no reviews')
 
 
-def _cache_path(name: str, *key) -> pathlib.Path:
-  """A name for something that depends on `key`; the suffix is to be added."""
+def _cache_path(name: str, suffix: str, *key) -> pathlib.Path:
+  """Where something is kept that depends on `key`."""
   digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-  return cache.directory() / 'ids' / f'{name}-{digest}'
+  return cache.directory() / 'ids' / f'{name}-{digest}{suffix}'

@@ -22,14 +22,12 @@ from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
 
 # Each data set's directory below its `data_dir`: name, config, version.
-PATHS = {
-    'imdb_reviews': 'imdb_reviews/plain_text/1.0.0',
-    'grammar_reviews': 'grammar_reviews/1.0.0',
-}
+PATHS = {'imdb_reviews': 'imdb_reviews/plain_text/1.0.0',
+         'grammar_reviews': 'grammar_reviews/1.0.0'}
 
 
 def data_dir(name: str) -> pathlib.Path:
-  """Returns the directory that `PATHS[name]` lies under, made or not.
+  """The directory that `PATHS[name]` lies under, made or not.
 
   Raises:
     UserError: the name is unknown, or the directory is not a local one.
@@ -41,23 +39,19 @@ def data_dir(name: str) -> pathlib.Path:
   root = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   if '://' in root:
     raise UserError(
-        f'TFDS_DATA_DIR is {root}, which only TensorFlow can read: copy'
-        f' {PATHS[name]} to a local directory and set TFDS_DATA_DIR to that'
-    )
+        f'TFDS_DATA_DIR is {root}, which only TensorFlow can read: copy '
+        f'{PATHS[name]} to a local directory and set TFDS_DATA_DIR to that')
   try:
     return pathlib.Path(root).expanduser()
-  except RuntimeError as error:
-    raise UserError(
-        f'TFDS_DATA_DIR is {root}, and there is no such home directory: set it'
-        ' to another'
-    ) from error
+  except RuntimeError as e:
+    raise UserError(f'TFDS_DATA_DIR is {root}, and there is no such home '
+                    'directory: set it to another') from e
 
 
 def _prepared(name: str) -> pathlib.Path | None:
-  """Returns the prepared directory, or None if there is none.
+  """The prepared directory, None if there is none.
 
-  Raises:
-    UserError: the name is unknown, or the directory is not complete.
+  Raises UserError as `data_dir`, or if the directory is not complete.
   """
   path = data_dir(name) / PATHS[name]
   if not os.path.exists(path):  # unlike Path.exists, False where forbidden
@@ -66,20 +60,16 @@ def _prepared(name: str) -> pathlib.Path | None:
   # these was copied by hand, and tfds would take it for prepared.
   for needed in ('dataset_info.json', 'features.json'):
     if not os.path.exists(path / needed):
-      raise UserError(
-          f'{path} is incomplete, it has no readable {needed}: delete it and'
-          ' run again'
-      )
+      raise UserError(f'{path} is incomplete, it has no readable {needed}: '
+                      'delete it and run again')
   return path
 
 
 def fingerprint(name: str) -> str | None:
-  """Returns 16 hex digits that change with the prepared data; None without.
+  """16 hex digits that change with the prepared data; None without.
 
   Looks at names, sizes and dataset_info.json only: it takes a millisecond.
-
-  Raises:
-    UserError: the name is unknown, or the directory is not complete.
+  Raises UserError if the name is unknown or the directory is not complete.
   """
   path = _prepared(name)
   if path is None:
@@ -123,30 +113,25 @@ def _download_and_prepare(name: str, announce: Callable[[str], None]) -> None:
   root = data_dir(name)
   tfds.disable_progress_bar()
   try:
+    builder: Any = grammar.GrammarReviews
     if name == 'imdb_reviews':
       imdb.provide_archive(root / 'downloads', announce)
-    make: Any = {'imdb_reviews': imdb.ImdbReviews,
-                 'grammar_reviews': grammar.GrammarReviews}[name]
-    builder = make(data_dir=root, file_format='array_record')
+      builder = imdb.ImdbReviews
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints banners
-      builder.download_and_prepare(
-          download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-      )
-  except (OSError, RuntimeError) as error:
+      builder(data_dir=root, file_format='array_record').download_and_prepare(
+          download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  except (OSError, RuntimeError) as e:
     # array_record names the system call: 'write() failed: File too large; ...'
-    called = re.search(r'\(\) failed: ([^;]+)', str(error))
-    if isinstance(error, RuntimeError) and not called:
+    called = re.search(r'\(\) failed: ([^;]+)', str(e))
+    if isinstance(e, RuntimeError) and not called:
       raise
-    reason = called[1] if called else getattr(error, 'strerror', 0) or error
+    reason = called[1] if called else getattr(e, 'strerror', 0) or e
     if _prepared(name):  # another process was faster
       return
-    variable = (
-        'TFDS_DATA_DIR' if name == 'imdb_reviews' else 'XDG_CACHE_HOME'
-    )
+    variable = 'TFDS_DATA_DIR' if name == 'imdb_reviews' else 'XDG_CACHE_HOME'
     raise UserError(
-        f'cannot prepare {name} in {root} ({reason}): set'
-        f' {variable} to a directory that can be written to and has room'
-    ) from error
+        f'cannot prepare {name} in {root} ({reason}): set {variable} to a '
+        'directory that can be written to and has room') from e
   announce(f'prepared {name} in {time.perf_counter() - start:.1f} s')
 
 
@@ -176,21 +161,17 @@ def read_texts(name: str, split: str) -> tuple[list[str], np.ndarray]:
     splits = builder.info.splits
     try:
       selected = splits[split]
-    except ValueError as error:
-      raise UserError(
-          f'unknown split {split!r}: {name} has {", ".join(splits)}, and'
-          " slices of them such as 'train[:10%]'"
-      ) from error
+    except ValueError as e:
+      raise UserError(f'unknown split {split!r}: {name} has '
+                      f'{", ".join(splits)}, and slices of them such as '
+                      "'train[:10%]'") from e
     n = selected.num_examples
     if n <= 0:  # tfds gives 'train[5:3]' -2 examples
       raise UserError(f'split {split!r} of {name} selects no reviews')
     if builder.info.file_format.value == 'tfrecord':
       decode = builder.info.features.deserialize_example_np
-      examples = [
-          decode(record)
-          for instruction in selected.file_instructions
-          for record in _tfrecords(instruction)
-      ]
+      examples = [decode(record) for instruction in selected.file_instructions
+                  for record in _tfrecords(instruction)]
     else:
       # One batched call takes half the time of n single ones.
       examples = builder.as_data_source(split).__getitems__(range(n))
@@ -198,22 +179,19 @@ def read_texts(name: str, split: str) -> tuple[list[str], np.ndarray]:
     labels = np.array([example['label'] for example in examples], np.int8)
   except UserError:
     raise
-  except Exception as error:
-    reason = str(error).partition('\n')[0]
+  except Exception as e:
+    reason = str(e).partition('\n')[0]
     raise UserError(
-        f'{path} is damaged ({reason}): delete it and run again'
-    ) from error
+        f'{path} is damaged ({reason}): delete it and run again') from e
   return texts, labels
 
 
 def _tfrecords(instruction: Any) -> Iterator[bytes]:
-  """Yields the records that a tfds FileInstruction selects from its file.
+  """The records that a tfds FileInstruction selects from its file.
 
   A record is its length (uint64), a CRC of that, the bytes, and their CRC. The
   CRCs are not checked: CRC-32C in Python would take longer than the training.
-
-  Raises:
-    UserError: the file does not hold the records it should.
+  Raises UserError if the file does not hold the records it should.
   """
   data = pathlib.Path(instruction.filename).read_bytes()
   spans, at = [], 0
@@ -223,9 +201,8 @@ def _tfrecords(instruction: Any) -> Iterator[bytes]:
     at += length + 16
   if at != len(data) or len(spans) != instruction.examples_in_shard:
     raise UserError(
-        f'{instruction.filename} is damaged (not the'
-        f' {instruction.examples_in_shard} records expected): delete its'
-        ' directory and run again'
-    )
-  chosen = spans[instruction.skip : instruction.skip + instruction.take]
+        f'{instruction.filename} is damaged (not the '
+        f'{instruction.examples_in_shard} records expected): delete its '
+        'directory and run again')
+  chosen = spans[instruction.skip:instruction.skip + instruction.take]
   return (data[span] for span in chosen)

@@ -65,12 +65,7 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-  """Encodes reviews, at full length.
-
-  Returns:
-    One int32 [length] array a review; length is 1 + its number of words, for
-    every review begins with `START_ID`.
-  """
+  """One int32 array a review: `START_ID`, then the ids of all its words."""
   encodings = tokenizer.encode_batch_fast(list(texts))
   return [np.asarray(e.ids, np.int32) for e in encodings]
 
@@ -78,8 +73,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
   """Writes `tokenizer.json`.
 
-  Raises:
-    UserError: `load_tokenizer` would refuse it, or as `files.write`.
+  Raises UserError if `load_tokenizer` would refuse it, or as `files.write`.
   """
   content = tokenizer.to_str(pretty=True).encode()
   if len(content) > _MOST_BYTES:
@@ -93,13 +87,8 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
 
   The file may be a stranger's: another normalizer's pattern could take for
   ever, and the embedding would clip an id that is too large without a word.
-
-  Args:
-    path: the file.
-    vocab_size: as for `fit_tokenizer`.
-
-  Raises:
-    UserError: the file is missing, or is no tokenizer of `fit_tokenizer`.
+  Raises UserError if it is missing, or is none of
+  `fit_tokenizer(..., vocab_size)`.
   """
   content = files.read_bytes(path, _MOST_BYTES)
   try:

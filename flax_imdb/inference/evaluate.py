@@ -48,36 +48,27 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
-    fetched: list[np.ndarray] = []
-    running: jax.Array | None = None
-    def fetch():
-      if running is not None:
-        fetched.append(np.asarray(running).reshape(-1))
+    computed: list[Any] = []
     for rows, batch in eval_batches(
         reviews, config.global_batch_size, config.data.bucket_width,
         config.data.max_length, own_rows(config.global_batch_size)):
       batch = {k: batch[k] for k in ('ids', 'lengths')}
-      values = forward(params, shard(batch))
-      fetch()  # the batch before: the devices already work on this one
-      running = values
+      computed.append(forward(params, shard(batch)))
+      if places:  # waits for the batch before: the devices work on this one
+        computed[-2] = np.ravel(computed[-2])
       places.append(rows)
       processes.report_alive()
-    fetch()
+    everywhere = gather_rows(np.array([np.ravel(x) for x in computed]))
     result = np.empty(len(reviews), np.float32)
-    for rows, all_values in zip(
-        places, gather_rows(np.array(fetched)), strict=True):
-      result[rows] = all_values[:len(rows)]
+    for rows, values in zip(places, everywhere, strict=True):
+      result[rows] = values[:len(rows)]
     return result
 
   return logits
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  """Mean loss and accuracy over all reviews.
-
-  Args:
-    logits: float [n].
-    labels: int [n], 0 or 1.
+  """Mean loss and accuracy of float logits [n] and int labels [n], 0 or 1.
 
   Returns:
     loss: binary cross entropy in nats, added up in float64; accuracy: share of
@@ -99,17 +90,11 @@ def score_text(split: str, result: dict[str, float]) -> str:
 def evaluate_run(workdir: str, which: str | None, split: str,
                  introduce: Callable[[ConfigDict], None],
                  announce: Callable[[str], None]) -> None:
-  """Tells the scores of a run directory on a split.
+  """Tells the scores of a run directory on a split, one of `SPLITS`.
 
-  Args:
-    workdir: the run directory.
-    which: as in `run.restore`.
-    split: one of `SPLITS`.
-    introduce: told the run's config before anything takes time.
-    announce: told the rest.
-
-  Raises:
-    UserError: as `run.restore` and `load_splits`.
+  `which` as in `run.restore`. `introduce` is told the run's config before
+  anything takes time, `announce` the rest. Raises UserError as `run.restore`
+  and `load_splits`.
   """
   restored = run.restore(workdir, which)
   introduce(restored.config)

@@ -28,23 +28,17 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   logit means the second of them; rows, the reviews of one call with which
   predict computes on a device of this machine; step, of the parameters.
 
-  Args:
-    workdir: the run directory; the other one becomes its export/.
-    which: as in `run.restore`.
-
-  Returns:
-    One line that says what was written.
-
-  Raises:
-    UserError: the run can't be opened, or the directory can't be written.
+  It becomes export/ of the run directory; `which` as in `run.restore`. Returns
+  one line that says what was written. Raises UserError if the run can't be
+  opened, or the directory can't be written.
   """
   restored = run.restore(workdir, which)
   config, folder = restored.config, files.as_path(workdir) / 'export'
   about = {'labels': LABELS, 'threshold': 0.0,
            'rows': config.global_batch_size // jax.local_device_count(),
            'step': restored.step}
-  files.write(folder / 'tokenizer.json', serving_tokenizer(
-      restored.tokenizer, config))
+  files.write(folder / 'tokenizer.json',
+              serving_tokenizer(restored.tokenizer, config))
   files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')
   files.write(folder / 'model.stablehlo', program(
       restored.model, devices.to_host(restored.params)))
@@ -54,14 +48,9 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
 def program(model: classifier.SentimentClassifier, params: Any) -> bytes:
   """Serialises logits(ids, lengths), for any B, T and any of `PLATFORMS`.
 
-  Args:
-    model: holds no arrays.
-    params: a nested dict of NumPy arrays, which become part of the program.
-
-  Returns:
-    What `jax.export.deserialize` reads: XLA's operations, no pickle. Its
-    `call` takes int32 ids [B, T] and lengths [B] as the model does, and
-    returns float32 [B].
+  `params` are NumPy arrays, which become part of the program. What this returns
+  `jax.export.deserialize` reads: XLA's operations, no pickle. Its `call` takes
+  int32 ids [B, T] and lengths [B] as the model does, and returns float32 [B].
   """
   def logits(ids, lengths):
     # XLA would work on constants ahead of time, and round otherwise than it
@@ -96,15 +85,8 @@ def serving_tokenizer(tokenizer: Tokenizer, config: ConfigDict) -> str:
 def export_keras(workdir: str, which: str | None) -> str:
   """Writes keras.npz: what model.set_weights() of the notebook's model takes.
 
-  Args:
-    workdir: the run directory.
-    which: as in `run.restore`.
-
-  Returns:
-    One line that says what was written.
-
-  Raises:
-    UserError: the run can't be opened, or Keras' model can't be like it.
+  Arguments and result as of `export_stablehlo`. Raises UserError if the run
+  can't be opened, or Keras' model can't be like it.
   """
   restored = run.restore(workdir, which)
   if restored.config.model.pooling != 'last':

@@ -27,38 +27,25 @@ _MOST_CHARACTERS = 1 << 20
 
 def predict_run(workdir: str, which: str | None, texts: Sequence[str],
                 as_json: bool) -> None:
-  """Prints a label, a probability and the text for each review.
+  """Prints `prediction_text` for each review, or what `predict` returns.
 
-  Args:
-    workdir: the run directory.
-    which: as in `run.restore`.
-    texts: the reviews.
-    as_json: print a JSON object a line, what `predict` returns.
-
-  Raises:
-    UserError: as `run.restore`; standard output can't be written.
+  `which` as in `run.restore`. Raises UserError as it does, or if standard
+  output can't be written.
   """
-  restored = run.restore(workdir, which)
-  logits = evaluate.make_logits(
-      restored.config, restored.model, CompileClock())
+  found = run.restore(workdir, which)
+  logits = evaluate.make_logits(found.config, found.model, CompileClock())
   for part in _parts(texts):
-    for prediction in predict(
-        logits, restored.params, restored.tokenizer, part):
+    for prediction in predict(logits, found.params, found.tokenizer, part):
       with files.writing('standard output'):
         print(json.dumps(prediction, ensure_ascii=False) if as_json
               else prediction_text(prediction))
 
 
 def read_reviews(words: Sequence[str], file: str | None) -> list[str]:
-  """Reads the reviews, one from the words or one a line.
+  """One review of these words, or else one a line of a file.
 
-  Args:
-    words: of one review; empty to read lines.
-    file: None for standard input.
-
-  Raises:
-    UserError: both are given; the lines can't be read, are none, are too many,
-      too long or not UTF-8.
+  `file` is None for standard input. Raises UserError if both are given, or the
+  lines can't be read, are none, are too many, too long or not UTF-8.
   """
   if words:
     if file:
@@ -96,8 +83,8 @@ def read_reviews(words: Sequence[str], file: str | None) -> list[str]:
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
   """Divides texts so that the encoding of each part takes 0.3 GB at most."""
   start = size = 0
-  for stop, words in enumerate(texts, 1):
-    size += len(words) + 1000  # an empty one takes memory, too
+  for stop, text in enumerate(texts, 1):
+    size += len(text) + 1000  # an empty one takes memory, too
     if size > _PART_CHARACTERS or stop == len(texts):
       yield texts[start:stop]
       start, size = stop, 0
@@ -105,20 +92,17 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
             texts: Sequence[str]) -> list[dict[str, Any]]:
-  """Classifies raw texts.
+  """Returns label, probability of a positive review, and text, for each text.
 
-  Returns:
-    For each text its label, the probability that it is positive, the text, and
-    a note where the answer rests on nothing: a text that is empty or holds
-    only words unknown to the tokenizer.
+  And a note where the answer rests on nothing: a text that is empty or holds
+  only words unknown to the tokenizer.
   """
   reviews = encode_reviews(tokenizer, texts)
-  predictions = []
   rows = np.split(reviews.ids, reviews.offsets[1:-1])
-  for words, row, z in zip(
-      texts, rows, logits(params, reviews), strict=True):
+  predictions = []
+  for text, row, z in zip(texts, rows, logits(params, reviews), strict=True):
     prediction = {'label': LABELS[int(z > 0)],
-                  'probability': probability(float(z)), 'text': words}
+                  'probability': probability(float(z)), 'text': text}
     if len(row) == 1:
       prediction['note'] = 'no words'
     elif (row[1:] == UNKNOWN_ID).all():
@@ -129,8 +113,7 @@ def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
 
 def probability(logit: float) -> float:
   """The probability of a positive review: the logistic function."""
-  # exp of a negative number only: it can't overflow.
-  odds = math.exp(-abs(logit))
+  odds = math.exp(-abs(logit))  # of a negative number: it can't overflow
   return 1 / (1 + odds) if logit > 0 else odds / (1 + odds)
 
 

@@ -28,8 +28,8 @@ Params = dict[str, Any]
 class SentimentClassifier(nn.Module):
   """Token ids in, one logit a review out.
 
-  Attributes: the fields of `config.model` in `configs/default.py`, and
-    vocab_size, the number of token ids.
+  Attributes: the number of token ids, and the fields of `config.model` in
+  `configs/default.py`.
   """
   vocab_size: int
   embedding_dim: int
@@ -54,16 +54,13 @@ class SentimentClassifier(nn.Module):
   @nn.compact
   def __call__(self, ids_BT: jax.Array, lengths_B: jax.Array,
                dropout_keys_B: jax.Array | None = None) -> jax.Array:
-    """Computes the logits.
+    """Computes float32 [B] logits; positive means a positive review.
 
     Args:
       ids_BT: int32 [B, T] token ids, padded at the end.
       lengths_B: int32 [B] tokens of each review, 1 to T.
       dropout_keys_B: one PRNG key a review, or None for no dropout. A row's
         masks depend on its own key alone, neither on B nor on T.
-
-    Returns:
-      float32 [B] logits; positive means a positive review.
     """
     if dropout_keys_B is not None and self.word_dropout:
       keep = _keep(dropout_keys_B, 0, self.word_dropout, ids_BT.shape[1:])
@@ -74,7 +71,6 @@ class SentimentClassifier(nn.Module):
     if dropout_keys_B is not None and self.embedding_dropout:
       keep = _keep(dropout_keys_B, 1, self.embedding_dropout, x_TBE.shape[2:])
       x_TBE = jnp.where(keep, x_TBE / (1 - self.embedding_dropout), 0)
-
     x_TBE = self.perturb('x', x_TBE)
 
     for layer in range(self.layers):
@@ -129,8 +125,7 @@ def _keep(keys_B: jax.Array, kind: int, rate: float, shape: tuple[int, ...]):
 def build_model(config: ConfigDict) -> SentimentClassifier:
   """Makes the model that `config` describes; holds no arrays.
 
-  Raises:
-    UserError: its parameters, or the states of a batch, are too many.
+  Raises UserError if its parameters, or the states of a batch, are too many.
   """
   model = SentimentClassifier(
       vocab_size=config.data.vocab_size, **config.model.to_dict())
@@ -150,10 +145,9 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
   return model
 
 
-def seed_keys(seed: int) -> tuple[jax.Array, jax.Array]:
-  """The two keys of a run: of its initial parameters, and of its dropout."""
-  init_key, dropout_key = jax.random.split(jax.random.key(seed))
-  return init_key, dropout_key
+def seed_keys(seed: int) -> jax.Array:
+  """The keys [2] of a run: of its initial parameters, and of its dropout."""
+  return jax.random.split(jax.random.key(seed))
 
 
 def init_params(model: SentimentClassifier, key: jax.Array) -> Params:
@@ -188,8 +182,6 @@ def parameter_table(params: Params) -> str:
 def params_sha256(params: Params) -> str:
   """One string for a tree of arrays: equal if and only if all bytes are."""
   digest = hashlib.sha256()
-  leaves = {jax.tree_util.keystr(path): x
-            for path, x in jax.tree_util.tree_leaves_with_path(params)}
-  for name in sorted(leaves):
-    digest.update(np.ascontiguousarray(leaves[name]).tobytes())
+  for x in jax.tree.leaves(params):  # by name
+    digest.update(np.ascontiguousarray(x).tobytes())
   return digest.hexdigest()

@@ -39,18 +39,12 @@ _MOST_BYTES = 8 * MOST_PARAMETERS
 
 
 def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Any]:
-  """Turns model.get_weights() into parameters.
+  """Turns model.get_weights() into parameters, float32.
 
-  Args:
-    weights: 8 arrays: embedding [V, E], kernel [E, G], recurrent kernel [H, G],
-      bias [G], first Dense [H, D] and [D], second Dense [D, 1] and [1]; G is 4H
-      for an LSTM and H for a SimpleRNN.
-
-  Returns:
-    A nested dict of float32 arrays, as `model.init` returns it.
-
-  Raises:
-    UserError: the number of arrays or a shape does not fit; names which.
+  `weights` are embedding [V, E], kernel [E, G], recurrent kernel [H, G], bias
+  [G], first Dense [H, D] and [D], second Dense [D, 1] and [1]; G is 4H for an
+  LSTM and H for a SimpleRNN. Raises UserError if their number or a shape does
+  not fit; names which.
   """
   if len(weights) != len(_ARRAYS):
     raise UserError(
@@ -79,8 +73,8 @@ def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Any]:
 def to_keras(params: dict[str, Any]) -> list[np.ndarray]:
   """Turns parameters into what model.set_weights() takes; float32 arrays.
 
-  Raises:
-    UserError: the model is not of the notebook's architecture; names an array.
+  Raises UserError, and names an array, if the architecture is not the
+  notebook's.
   """
   flat = flatten_dict(params, sep='/')
   names = [name for name, _, _ in _ARRAYS]
@@ -96,12 +90,9 @@ def to_keras(params: dict[str, Any]) -> list[np.ndarray]:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads parameters from a Keras file.
 
-  Args:
-    path: .npz of np.savez(path, *model.get_weights()), .keras of model.save, or
-      .weights.h5 of model.save_weights (the latter two need h5py).
-
-  Raises:
-    UserError: missing, damaged, of another kind or of another architecture.
+  It is the .npz of np.savez(path, *model.get_weights()), .keras of model.save
+  or .weights.h5 of model.save_weights; the latter two need h5py. Raises
+  UserError if it is missing, damaged, of another kind or architecture.
   """
   path = pathlib.Path(path)
   try:

@@ -22,11 +22,8 @@ class LSTMCell(nn.Module):
   """Keras' LSTM cell: gates in the order i f g o, forget bias 1.
 
   Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers 2000:
-  c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
-
-  Attributes:
-    width: H, units.
-    dtype: of the operands of the matrix products; all else is float32.
+  c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'). The operands
+  of the matrix products are of `dtype`; all else is float32.
   """
   width: int
   dtype: Any = jnp.float32
@@ -56,7 +53,7 @@ class LSTMCell(nn.Module):
 class SimpleRNNCell(nn.Module):
   """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990).
 
-  Attributes: as `LSTMCell`.
+  `dtype` as of `LSTMCell`.
   """
   width: int
   dtype: Any = jnp.float32
@@ -64,9 +61,8 @@ class SimpleRNNCell(nn.Module):
   @nn.compact
   def __call__(self, carry: Carry, x_BE: jax.Array) -> Carry:
     h_BH, = carry
-    kernel = self.param(
-        'kernel', nn.initializers.glorot_uniform(),
-        (x_BE.shape[-1], self.width))
+    kernel = self.param('kernel', nn.initializers.glorot_uniform(),
+                        (x_BE.shape[-1], self.width))
     recurrent_kernel = self.param(
         'recurrent_kernel', nn.initializers.orthogonal(),
         (self.width, self.width))
@@ -105,12 +101,11 @@ class _Step(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-  """A cell scanned over time.
+  """A cell of `CELLS` scanned over time.
 
   Attributes:
-    cell: a key of `CELLS`.
     width: H, units.
-    dtype: of the operands of the matrix products.
+    dtype: as of `LSTMCell`.
     mask_padding: freeze the carry at t >= length. A backward layer then waits
       in its zero carry until it meets the review's last word, so no sequence
       is ever turned round.

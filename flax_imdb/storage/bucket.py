@@ -1,9 +1,8 @@
-"""The half of `files` that works in a bucket: gs://BUCKET/DIR.
+"""The half of `files` for a bucket: gs://BUCKET/DIR.
 
 An object is put in its place whole, so it needs no other name first. The paths
-are `epath.Path`s, which go through gcsfs, as orbax' own do; the arrays go
-through TensorStore, which talks to the store by itself. All that is imported
-for a bucket only.
+are `epath.Path`s, which go through gcsfs, as orbax' own do; arrays go through
+TensorStore, which talks to the store by itself. All is imported only if needed.
 """
 
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 from typing import Any, BinaryIO
 
 from flax_imdb.errors import StoreError, UserError
@@ -34,14 +32,12 @@ _TENSORSTORE = re.compile(
 def absolute(where: str) -> str:
   """A directory's name as all write it, without a / at its end.
 
-  Raises:
-    UserError: it is none of Google Cloud Storage, or one that not all clients
-      read in the same way.
+  Raises UserError if it is none of Google Cloud Storage, or one that not all
+  clients read in the same way.
   """
   found = re.sub('(?<!:)/+', '/', where).rstrip('/')
-  parts = found.split('/')
-  if not _NAME.fullmatch(found) or not found.isprintable() or (
-      {'.', '..'} & set(parts)):
+  if not (_NAME.fullmatch(found) and found.isprintable()
+          and {'.', '..'}.isdisjoint(found.split('/'))):
     raise UserError(
         f'{where}: remote directories are not supported but for '
         'gs://BUCKET/DIR, with none of # ? * [ ] in it')
@@ -51,9 +47,8 @@ def absolute(where: str) -> str:
 def as_path(where: str) -> Any:
   """The `epath.Path` of a directory or file, whose bucket is to be reached.
 
-  Raises:
-    UserError: as `absolute`; a package or credentials are missing, or the
-      bucket can't be reached or is not there.
+  Raises UserError as `absolute`, or if a package, credentials or the bucket are
+  missing, and StoreError if it can't be reached.
   """
   where = absolute(where)
   # TensorFlow, where it is installed, would be imported to reach the store.
@@ -67,7 +62,6 @@ def as_path(where: str) -> Any:
 
 @functools.cache
 def _reach(bucket: str) -> None:
-  """Raises a UserError if a bucket can't be reached, once for each."""
   if not importlib.util.find_spec('gcsfs'):
     raise UserError('gs:// needs gcsfs: pip install gcsfs, or .[gcs] or .[tpu]')
   import fsspec
@@ -104,8 +98,8 @@ def _reach(bucket: str) -> None:
 def failure(error: Exception) -> str | None:
   """What the store or the way to it failed with, in a line.
 
-  None for errors that say something of a file, such as that it is missing, and
-  for all that has nothing to do with a store.
+  None if an error says something of a file, such as that it is missing, or has
+  nothing to do with a store.
   """
   if 'gcsfs' not in sys.modules:  # nothing here is remote
     return None
@@ -129,13 +123,13 @@ def raise_failure(error: Exception, what: str) -> None:
 
 
 def write(path: Any, content: bytes) -> None:
-  """Writes an object."""
+  """See `files.write`."""
   path.write_bytes(content)
 
 
 def append(path: Any, content: bytes) -> None:
-  """Writes an object anew, with `content` at its end: nothing can be added."""
-  path.write_bytes(path.read_bytes() + content)
+  """Writes the object anew: nothing can be added to one."""
+  path.write_bytes((path.read_bytes() if path.exists() else b'') + content)
 
 
 @contextlib.contextmanager
@@ -150,9 +144,8 @@ def opened(path: Any) -> Iterator[tuple[BinaryIO | None, int | None]]:
 
 
 def move(source: Any, target: Any) -> None:
-  """Copies all of a directory, then removes it; errors as `failure`."""
+  """Copies all of a directory, then removes it."""
   import fsspec
-
   store = fsspec.filesystem('gcs')
   found = store.find(str(source))
   above = len(str(source).removeprefix('gs://'))
@@ -163,7 +156,6 @@ def move(source: Any, target: Any) -> None:
 def sizes(folder: Any) -> Iterator[tuple[pathlib.PurePosixPath, int]]:
   """See `files.sizes`."""
   import fsspec
-
   found = fsspec.filesystem('gcs').find(str(folder), detail=True)
   for file, about in found.items():
     yield pathlib.PurePosixPath(file), about['size']
@@ -171,19 +163,3 @@ def sizes(folder: Any) -> Iterator[tuple[pathlib.PurePosixPath, int]]:
 
 def remove_leftovers(folder: Any, names: str) -> None:
   """See `files.remove_leftovers`: here `write` leaves none."""
-
-
-class Staging:
-  """See `files.staging`: a temporary directory, whose files are copied."""
-
-  def __init__(self, folder: Any):
-    self._target = folder
-    self._temporary = tempfile.TemporaryDirectory(prefix='flax_imdb_')
-    self.folder = pathlib.Path(self._temporary.name)
-
-  def publish(self) -> None:
-    for file in self.folder.iterdir():
-      (self._target / file.name).write_bytes(file.read_bytes())
-
-  def close(self) -> None:
-    self._temporary.cleanup()

@@ -1,7 +1,4 @@
-"""The half of `files` that works on a disk.
-
-A file is not there or whole, whenever the process or the machine dies.
-"""
+"""The half of `files` for a disk: whole, whenever process or machine dies."""
 
 from collections.abc import Iterator
 import contextlib
@@ -32,7 +29,7 @@ def absolute(where: str) -> str:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-  """Writes under a temporary name, then renames; raises OSError."""
+  """Writes under a temporary name, then renames."""
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   path.parent.mkdir(parents=True, exist_ok=True)
   remove_leftovers(path.parent, path.name, _LEFTOVER_SECONDS)
@@ -47,7 +44,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
 
 
 def append(path: pathlib.Path, content: bytes) -> None:
-  """Adds to a file, on disk when this returns; raises OSError."""
+  """See `files.append`."""
   with open(path, 'ab') as f:
     f.write(content)
     f.flush()
@@ -64,7 +61,7 @@ def opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int | None]]:
 
 
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Moves a directory, and makes what the target is to stand in."""
+  """See `files.move`."""
   target.parent.mkdir(exist_ok=True)
   source.rename(target)
 
@@ -85,16 +82,3 @@ def remove_leftovers(
     with contextlib.suppress(FileNotFoundError):  # another one was faster
       if file.stat().st_mtime <= time.time() - seconds:
         file.unlink()
-
-
-class Staging:
-  """See `files.staging`: what is made in place need not be published."""
-
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
-
-  def publish(self) -> None:
-    pass
-
-  def close(self) -> None:
-    pass

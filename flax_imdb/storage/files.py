@@ -1,7 +1,7 @@
 """Files, on a disk or in a bucket: written whole or not at all, read bounded.
 
 `_place` alone asks which of the two a path belongs to. `disk` and `bucket` have
-the same functions, and what one of them lacks the other can't have either.
+the same functions, which are described here and raise what they meet.
 """
 
 from collections.abc import Iterator
@@ -18,19 +18,14 @@ Path = str | os.PathLike[str]
 
 
 def _place(path: Path) -> Any:
-  """The module that works on this path; looks at the text only."""
   return bucket if '://' in os.fspath(path) else disk
 
 
 def as_path(where: Path) -> pathlib.Path:
   """The path of a run directory, or of what is in it.
 
-  Returns:
-    A `pathlib.Path`, or in a bucket an `epath.Path`, which is no subclass of it
-    but has the methods that a run directory needs.
-
-  Raises:
-    UserError: as `bucket.as_path`.
+  In a bucket an `epath.Path`, which is no subclass but has the methods that a
+  run directory needs. Raises UserError as `bucket.as_path`.
   """
   return _place(where).as_path(os.fspath(where))
 
@@ -38,8 +33,7 @@ def as_path(where: Path) -> pathlib.Path:
 def absolute(where: str) -> str:
   """A directory's name that does not depend on the working directory.
 
-  Raises:
-    UserError: the working directory is gone; as `bucket.absolute`.
+  Raises UserError if that is gone, or as `bucket.absolute`.
   """
   return _place(where).absolute(where)
 
@@ -70,40 +64,31 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, content: str | bytes) -> None:
-  """Writes a file that is whole or not there; text becomes UTF-8.
-
-  Raises:
-    UserError, StoreError: as `writing`.
-  """
+  """Writes a file that is whole or not there; text as UTF-8; see `writing`."""
   if isinstance(content, str):
     content = content.encode()
   with writing(path):
     _place(path).write(as_path(path), content)
 
 
-def append(path: Path, content: str) -> None:
-  """Adds text to a file, safe from a power cut when this returns.
+def append(path: Path, content: bytes) -> None:
+  """Adds to a file, made if need be; on disk when this returns.
 
-  Raises:
-    UserError, StoreError: as `writing`; on a disk a part may be written.
+  Raises as `writing`; on a disk a part may then be written.
   """
   with writing(path):
-    _place(path).append(as_path(path), content.encode())
+    _place(path).append(as_path(path), content)
 
 
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Moves a directory; what the target is to stand in is made, too.
-
-  Raises:
-    UserError, StoreError: as `writing`.
-  """
+  """Moves a directory, and makes what it is to stand in; see `writing`."""
   with writing(target):
     _place(target).move(source, target)
 
 
-def read_bytes(path: Path, most: int,
-               fix: str = 'copy the run directory again, or train again'
-               ) -> bytes:
+def read_bytes(
+    path: Path, most: int,
+    fix: str = 'copy the run directory again, or train again') -> bytes:
   """Reads a file that a stranger may have made.
 
   Args:
@@ -134,29 +119,13 @@ def read_bytes(path: Path, most: int,
 
 
 def sizes(folder: Path) -> Iterator[tuple[pathlib.PurePath, int]]:
-  """Yields name and size in bytes of all files below a directory.
-
-  Raises:
-    ValueError: one is a pipe or a device.
-  """
+  """Name and bytes of all files below; ValueError for a pipe or a device."""
   return _place(folder).sizes(as_path(folder))
 
 
 def remove_leftovers(folder: pathlib.Path, names: str) -> None:
-  """Removes what a process that was killed left of `write`.
+  """Removes what a killed process left of `write`; `names` is a pattern.
 
-  Args:
-    folder: where it wrote; other files that end in .tmp are the user's.
-    names: of the files that it wrote, a pattern.
+  Other files that end in .tmp are the user's.
   """
   _place(folder).remove_leftovers(folder, names)
-
-
-def staging(folder: Path) -> Any:
-  """A local folder for a library that writes files of its own.
-
-  Returns:
-    An object with `folder`, the local one; `publish()`, which copies its files
-    whole to where they belong; and `close()`.
-  """
-  return _place(folder).Staging(as_path(folder))

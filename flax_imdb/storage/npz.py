@@ -22,18 +22,11 @@ _MOST_ARRAYS = 64  # Keras' weights are 8, the ids of a split 3
 
 def read_arrays(
     path: str | os.PathLike[str], most: int) -> dict[str, np.ndarray]:
-  """Reads what np.savez or np.savez_compressed wrote.
+  """Reads the arrays of numbers that np.savez or np.savez_compressed wrote.
 
-  Args:
-    path: the file.
-    most: bytes that all arrays may take together.
-
-  Returns:
-    The arrays, of numbers, by name and in the file's order.
-
-  Raises:
-    One of `ERRORS`: the file is damaged, too large, or holds something else;
-      no more than `most` was allocated.
+  They are by name and in the file's order. Raises one of `ERRORS` if the file
+  is damaged, holds something else, or arrays of more than `most` bytes
+  together, which are then not allocated.
   """
   arrays = {}
   with open(path, 'rb') as file, zipfile.ZipFile(file) as archive:

@@ -25,14 +25,14 @@ from flax_imdb.data.tokenizer import load_tokenizer
 from flax_imdb.inference import evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock, Rate, Terminal
+from flax_imdb.train import stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
 from flax_imdb.train.step import TrainState, init_state, make_train_step
-from flax_imdb.train.stopping import EarlyStopping
 from flax_imdb.train.writers import Writers
 
 # The host looks at the metrics and at the votes to stop each so many steps, and
-# then at those of as many steps before: the queue of an accelerator is bounded
+# then at old ones, of the look before: the queue of an accelerator is bounded
 # and never runs dry.
 WAIT_EVERY = 8
 
@@ -41,12 +41,12 @@ def train(config: ConfigDict, workdir: str,
           terminal: Terminal) -> dict[str, Any]:
   """Trains, or goes on, and evaluates the best weights.
 
+  Of several processes all do the same, and the first one writes.
+
   Args:
     config: checked by `check_fields`.
     workdir: the run directory; one that holds a run of this config is resumed.
     terminal: told what happens.
-
-  Of several processes all do the same, and the first one writes.
 
   Returns:
     What summary.json holds.
@@ -60,9 +60,8 @@ def train(config: ConfigDict, workdir: str,
   with (preemption.deferred(WAIT_EVERY) as stop,
         Checkpoints(workdir) as checkpoints):
     training = _begin_or_resume(task, checkpoints)
-    with Writers(workdir, training.step) as writers:
-      _run_epochs(task, training, checkpoints, writers, stop)
-    return _finish(task, training, checkpoints, stop)
+    _run_epochs(task, training, stop)
+    return _finish(task, training, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,27 +86,23 @@ class _Task:
 
 @dataclasses.dataclass
 class _Training:
-  """How far a run has come.
-
-  Attributes:
-    state: on the devices.
-    step: steps done, without asking the devices.
-    progress: what else a checkpoint holds.
-    began_at: the steps that were done when this process began.
-  """
-  state: TrainState
-  step: int
+  """How far a run has come, and where that is kept."""
+  state: TrainState  # on the devices
+  step: int  # steps done, without asking the devices
   progress: Progress
-  began_at: int
+  began_at: int  # steps that were done when this process began
+  checkpoints: Checkpoints
+
+  def save(self, score: float | None) -> None:
+    self.checkpoints.save(
+        self.step, self.state.to_items(), self.progress, score)
 
 
 def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
-  """Reads all that training needs, and makes the run directory.
+  """Reads all that training needs, then makes the run directory.
 
-  The order: what can be refused comes before what takes time, and both before
-  anything is left in the run directory, in which a corrected config may begin.
-  All splits are read now, or a mistake in the last one's name would be told
-  when all is trained.
+  What can be refused is, before anything is left there: a corrected config may
+  begin in it. So the test split is read now, too.
   """
   devices.check_batch_size(config.global_batch_size)
   model = classifier.build_model(config)
@@ -124,11 +119,11 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
       devices.own_rows(config.global_batch_size))
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock()
-  train_step = make_train_step(
-      config, model, optimizer, batches.steps_per_epoch)
-  return _Task(config, workdir, terminal, tokenizer, splits, batches, model,
-               optimizer, compiled.wrap(train_step),
-               evaluate.make_logits(config, model, compiled), compiled)
+  return _Task(
+      config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
+      compiled.wrap(make_train_step(
+          config, model, optimizer, batches.steps_per_epoch)),
+      evaluate.make_logits(config, model, compiled), compiled)
 
 
 def _tokenizer(
@@ -155,12 +150,12 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
       state = state.replace(
           params=devices.replicate(params),
           ema=devices.replicate(params) if state.ema else {})
-    training = _Training(state, 0, Progress(), 0)
+    training = _Training(state, 0, Progress(), 0, checkpoints)
   else:
     items, progress = found
     state = TrainState.from_items(**items)
     step = int(devices.to_host(state.step))
-    training = _Training(state, step, progress, step)
+    training = _Training(state, step, progress, step, checkpoints)
   announce(classifier.parameter_table(training.state.params))
   if found is None:
     announce(f'{task.steps_total:,} steps, {task.batches.steps_per_epoch:,} an '
@@ -175,8 +170,8 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
   return training
 
 
-def _run_epochs(task: _Task, training: _Training, checkpoints: Checkpoints,
-                writers: Writers, stop: preemption.Stop) -> None:
+def _run_epochs(
+    task: _Task, training: _Training, stop: preemption.Stop) -> None:
   """Trains to the end, or until it is stopped; all that was done is saved.
 
   The order matters. The metrics line is on disk before the checkpoint that
@@ -187,50 +182,45 @@ def _run_epochs(task: _Task, training: _Training, checkpoints: Checkpoints,
     FloatingPointError: a loss is not finite; it is not saved.
     Preempted: a signal asked for it.
   """
-  stopping = EarlyStopping.of(task.config)
+  checkpoints, early_stopping = training.checkpoints, task.config.early_stopping
+  writers = Writers(task.workdir, training.step)
   train_step = stop.voting(task.train_step)
   task.terminal.start(training.step, task.steps_total)
   try:
     while (training.step < task.steps_total and not training.progress.stopped
            and not stop.agreed(wait=True)):
       rate = Rate()
-      metrics = _train_epoch(
-          task, training, train_step, rate, checkpoints, stop)
+      metrics = _train_epoch(task, training, train_step, rate, stop)
       if metrics is None:
         training.progress.seconds += rate.seconds()
         break
       reviews_per_second = rate.per_second()
-      validation = _validate(task, training, checkpoints)
-      score = stopping.score(validation)
-      stopping.update(training.progress, score)
+      validation = _validate(task, training)
+      score = stopping.score(early_stopping, validation)
+      stopping.update(early_stopping, training.progress, score)
       training.progress.seconds += rate.seconds()
       line = _line(task, training.step, metrics, validation)
       writers.write(line, {'reviews_per_second': reviews_per_second})
-      _save(training, checkpoints, score)
+      training.save(score)
       task.terminal.announce(
           _epoch_text(line, task.config.num_epochs, reviews_per_second)
           + task.compiled.take())
   finally:
     task.terminal.stop()
   if not task.steps_total and checkpoints.latest() is None:  # only to evaluate
-    _save(training, checkpoints, score=0.0)
+    training.save(score=0.0)
   if stop.agreed() and checkpoints.latest() != training.step:
-    _check_finite(task, devices.to_host(training.state.metrics), checkpoints)
-    _save(training, checkpoints, score=None)
+    _check_finite(task, training, devices.to_host(training.state.metrics))
+    training.save(score=None)
   checkpoints.wait()
   stop.leave_if_asked(training.step, task.steps_total)
 
 
 def _train_epoch(task: _Task, training: _Training, train_step: Callable,
-                 rate: Rate, checkpoints: Checkpoints,
-                 stop: preemption.Stop) -> Metrics | None:
-  """Trains to the end of the epoch.
+                 rate: Rate, stop: preemption.Stop) -> Metrics | None:
+  """Trains to the end of the epoch, whose metrics it returns, on the host.
 
-  Returns:
-    The epoch's metrics, on the host; None if it was interrupted.
-
-  Raises:
-    FloatingPointError: a step is not finite.
+  None if it was interrupted. Raises FloatingPointError as `_check_finite`.
   """
   batches, before = task.batches, None
   while not stop.agreed():
@@ -244,53 +234,39 @@ def _train_epoch(task: _Task, training: _Training, train_step: Callable,
     if training.step % WAIT_EVERY == 0:
       if before is not None:
         so_far = devices.to_host(before)
-        _check_finite(task, so_far, checkpoints)
+        _check_finite(task, training, so_far)
         if so_far.weight:
           task.terminal.update(training.step, _live_text(
-              so_far, training.step, batches.steps_per_epoch, task.steps_total,
-              rate.per_second()))
+              task, so_far, training.step, rate.per_second()))
       before = metrics
     if training.step % batches.steps_per_epoch == 0:
       metrics = devices.to_host(metrics)
-      _check_finite(task, metrics, checkpoints, epoch_over=True)
+      _check_finite(task, training, metrics, epoch_over=True)
       return metrics
   return None
 
 
-def _validate(task: _Task, training: _Training,
-              checkpoints: Checkpoints) -> dict[str, float]:
-  """The scores on validation; raises FloatingPointError as `_check_finite`."""
+def _validate(task: _Task, training: _Training) -> dict[str, float]:
+  """The scores on validation; raises FloatingPointError if not finite."""
   validation = task.splits['validation']
   result = evaluate.score(
       task.logits(training.state.eval_params(), validation), validation.labels)
   if not np.isfinite(result['loss']):
     raise FloatingPointError(
         f'the validation loss after step {training.step} is {result["loss"]}; '
-        + _remedy(checkpoints))
+        + _remedy(training))
   return result
 
 
-def _save(training: _Training, checkpoints: Checkpoints,
-          score: float | None) -> None:
-  checkpoints.save(training.step, training.state.to_items(), training.progress,
-                   score)
-
-
-def _finish(task: _Task, training: _Training, checkpoints: Checkpoints,
+def _finish(task: _Task, training: _Training,
             stop: preemption.Stop) -> dict[str, Any]:
-  """Evaluates on all splits the weights that the config asks for.
-
-  Returns:
-    What summary.json holds, which is written.
-
-  Raises:
-    Preempted: a signal asked for it.
-  """
+  """Evaluates what the config asks for, and writes the summary."""
   config, step = task.config, training.step
-  best = checkpoints.best()
+  best = training.checkpoints.best()
   evaluated = best if config.early_stopping.restore_best else step
   assert evaluated is not None
-  params = run.restore_eval_params(checkpoints, evaluated, config, task.model)
+  params = run.restore_eval_params(
+      training.checkpoints, evaluated, config, task.model)
   scores = {}
   for name, split in task.splits.items():
     scores[name] = evaluate.score(task.logits(params, split), split.labels)
@@ -307,19 +283,18 @@ def _finish(task: _Task, training: _Training, checkpoints: Checkpoints,
           devices.to_host(training.state.params)),
   }
   run.write_summary(task.workdir, summary)
-  announce = task.terminal.announce
-  announce(f'evaluated: the weights of step {evaluated} of {step}')
-  for name, result in scores.items():
-    announce(evaluate.score_text(name, result))
-  if config.show_examples:
-    for line in _examples(task, params):
-      announce(line)
+  for line in (f'evaluated: the weights of step {evaluated} of {step}',
+               *(evaluate.score_text(*item) for item in scores.items()),
+               *_examples(task, params)):
+    task.terminal.announce(line)
   return summary
 
 
 def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
-  """The shortest test reviews and what is predicted for them, in lines."""
+  """Lines on the shortest test reviews: their label and what is predicted."""
   data = task.config.data
+  if not task.config.show_examples:
+    return
   texts, labels = sources.read_texts(data.name, data.test_split)
   shortest = sorted(range(len(texts)), key=lambda row: len(texts[row]))
   for row in shortest[:task.config.show_examples]:
@@ -329,7 +304,7 @@ def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
            + predict.prediction_text(prediction))
 
 
-def _check_finite(task: _Task, metrics: Metrics, checkpoints: Checkpoints,
+def _check_finite(task: _Task, training: _Training, metrics: Metrics,
                   epoch_over: bool = False) -> None:
   """Raises FloatingPointError, so that a broken run never saves over a good.
 
@@ -344,11 +319,11 @@ def _check_finite(task: _Task, metrics: Metrics, checkpoints: Checkpoints,
   raise FloatingPointError(
       f'step {bad_step} is not finite: loss {metrics.bad_loss:.6g}, gradient '
       f'norm {metrics.bad_grad_norm:.6g}, learning rate {float(rate):.6g}; '
-      + _remedy(checkpoints))
+      + _remedy(training))
 
 
-def _remedy(checkpoints: Checkpoints) -> str:
-  latest = checkpoints.latest()
+def _remedy(training: _Training) -> str:
+  latest = training.checkpoints.latest()
   saved = 'nothing' if latest is None else f'step {latest}'
   return (f'{saved} was saved before: lower config.learning_rate, set '
           'config.clip_norm, or leave such steps out with --config.on_nan=skip')
@@ -364,19 +339,16 @@ def _line(task: _Task, step: int, metrics: Metrics,
           'train': train_, 'validation': validation}
 
 
-def _live_text(metrics: Metrics, step: int, steps_per_epoch: int,
-               steps_total: int, rate: float) -> str:
-  so_far = metrics.means()
-  return (
-      f'epoch {(step - 1) // steps_per_epoch + 1}  step {step}/{steps_total}  '
-      f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
-      f'{rate:,.0f} reviews/s')
+def _live_text(task: _Task, metrics: Metrics, step: int, rate: float) -> str:
+  so_far, epoch = metrics.means(), (step - 1) // task.batches.steps_per_epoch
+  return (f'epoch {epoch + 1}  step {step}/{task.steps_total}  '
+          f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
+          f'{rate:,.0f} reviews/s')
 
 
 def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:
-  train_, validation = line['train'], line['validation']
-  return (
-      f'epoch {line["epoch"]}/{num_epochs}  step {line["step"]}  '
-      f'train loss {train_["loss"]:.4f} accuracy {train_["accuracy"]:.4f}  '
-      f'validation loss {validation["loss"]:.4f} accuracy '
-      f'{validation["accuracy"]:.4f}  {rate:,.0f} reviews/s')
+  results = '  '.join(
+      f'{name} loss {line[name]["loss"]:.4f} accuracy '
+      f'{line[name]["accuracy"]:.4f}' for name in ('train', 'validation'))
+  return (f'epoch {line["epoch"]}/{num_epochs}  step {line["step"]}  {results}'
+          f'  {rate:,.0f} reviews/s')

@@ -18,7 +18,8 @@ class Metrics:
     grad_norm: norms of the gradient, added up over steps.
     skipped: steps whose loss or gradient was not finite; they are in none of
       the sums above.
-    bad_step: the first of them, counted from 1; 0 without one.
+    bad_step: the first of them, counted from 1. Without one this and what
+      follows mean nothing.
     bad_loss: its mean loss.
     bad_grad_norm: its gradient's norm.
   """
@@ -43,23 +44,20 @@ class Metrics:
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     def if_finite(x):
       return jnp.where(finite, x, 0)
-    def if_not(x):
-      return jnp.where(finite, 0, x)
     return cls(
         loss=if_finite(loss), correct=if_finite(correct),
         weight=if_finite(weight), grad_norm=if_finite(grad_norm),
-        skipped=if_not(1.0), bad_step=if_not(step.astype(jnp.float32)),
-        bad_loss=if_not(loss / weight), bad_grad_norm=if_not(grad_norm))
+        skipped=(~finite).astype(jnp.float32),
+        bad_step=step.astype(jnp.float32), bad_loss=loss / weight,
+        bad_grad_norm=grad_norm)
 
   def __add__(self, later: 'Metrics') -> 'Metrics':
-    """Of the steps of both; of bad ones the first is told of."""
+    """Of the steps of both; of those not finite the first is told of."""
     total = jax.tree.map(jnp.add, self, later)
-    def first(x, y):
-      return jnp.where(self.skipped == 0, y, x)
-    return total.replace(
-        bad_step=first(self.bad_step, later.bad_step),
-        bad_loss=first(self.bad_loss, later.bad_loss),
-        bad_grad_norm=first(self.bad_grad_norm, later.bad_grad_norm))
+    tell = (self.skipped == 0) & (later.skipped > 0)
+    return total.replace(**{
+        name: jnp.where(tell, getattr(later, name), getattr(self, name))
+        for name in ('bad_step', 'bad_loss', 'bad_grad_norm')})
 
   def unless(self, condition: jax.Array) -> 'Metrics':
     """Of no step where bool [] `condition` is true."""

@@ -1,36 +1,26 @@
-"""Early stopping: which epoch is the best, and when no better one will come."""
+"""Early stopping: how good an epoch is, and when no better one will come.
 
-import dataclasses
+`early_stopping` is that group of the config, see `configs/default.py`.
+"""
 
 from ml_collections import ConfigDict
 
 from flax_imdb.checkpoint.manager import Progress
 
 
-@dataclasses.dataclass(frozen=True)
-class EarlyStopping:
-  """The fields of `config.early_stopping`, see `configs/default.py`."""
-  monitor: str
-  patience: int
-  min_delta: float
-  restore_best: bool
+def score(early_stopping: ConfigDict, validation: dict[str, float]) -> float:
+  """One number for what `evaluate.score` returned; the larger, the better."""
+  if early_stopping.monitor == 'loss':
+    return -validation['loss']
+  return validation['accuracy']
 
-  @classmethod
-  def of(cls, config: ConfigDict) -> 'EarlyStopping':
-    """As the config says."""
-    return cls(**config.early_stopping.to_dict())
 
-  def score(self, validation: dict[str, float]) -> float:
-    """One number for what `evaluate.score` returned; the larger, the better."""
-    if self.monitor == 'loss':
-      return -validation['loss']
-    return validation['accuracy']
-
-  def update(self, progress: Progress, score: float) -> None:
-    """Takes in an epoch's score; patience 0 never stops."""
-    if (progress.reference is None
-        or score > progress.reference + self.min_delta):
-      progress.reference, progress.waited = score, 0
-    else:
-      progress.waited += 1
-    progress.stopped = 0 < self.patience <= progress.waited
+def update(early_stopping: ConfigDict, progress: Progress,
+           new_score: float) -> None:
+  """Takes an epoch's score into the progress; patience 0 never stops."""
+  if (progress.reference is None
+      or new_score > progress.reference + early_stopping.min_delta):
+    progress.reference, progress.waited = new_score, 0
+  else:
+    progress.waited += 1
+  progress.stopped = 0 < early_stopping.patience <= progress.waited

@@ -1,8 +1,10 @@
 """What a run writes of each epoch: metrics.jsonl and TensorBoard events."""
 
 import json
+import socket
+import struct
 import time
-from typing import Any, Self
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
@@ -17,7 +19,7 @@ class Writers:
   """metrics.jsonl and TensorBoard events of a run directory.
 
   metrics.jsonl holds nothing that depends on the machine's speed: the lines of
-  two runs of one config can be compared byte by byte. A context manager.
+  two runs of one config can be compared byte by byte.
   """
 
   def __init__(self, workdir: str, step: int):
@@ -46,14 +48,7 @@ class Writers:
                           'delete the line, or take another --workdir') from e
     files.write(self._path, b''.join(kept))
     self._start = step
-    self._events: Any = None
-    self._staging = files.staging(workdir)
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *error) -> None:
-    self.close()
+    self._events: Any = None  # their file, once there is one
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
     """Writes one line, on disk when this returns.
@@ -68,35 +63,31 @@ class Writers:
     """
     if self._silent:
       return
-    files.append(self._path, json.dumps(line) + '\n')
+    files.append(self._path, json.dumps(line).encode() + b'\n')
     values = [{'tag': tag, 'simple_value': value} for tag, value in
               flatten_dict(line | rates, sep='/').items() if tag != 'step']
-    with files.writing(self._path.parent / 'events'):
-      self._write_event(line['step'], summary={'value': values})
-      self._staging.publish()
-
-  def _write_event(self, step: int, **what: Any) -> None:
-    # Only now: it imports PyTorch where there is one, a second that the first
-    # step need not wait for. Not SummaryWriter: what its flush() leaves in the
-    # queue of its thread is lost in a kill.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2
-
+    events = [{'step': line['step'], 'summary': {'value': values}}]
     if self._events is None:
-      self._events = EventsWriter(
-          f'{self._staging.folder}/events', f'.{self._start}')
-      log = event_pb2.SessionLog
-      self._write_event(  # events past it are purged
-          self._start + 1, session_log=log(status=log.START))
-    self._events.write_event(
-        event_pb2.Event(wall_time=time.time(), step=step, **what))
-    self._events.flush()
+      self._events = self._path.with_name(
+          f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+          f'.{self._start}')
+      events = [{'file_version': 'brain.Event:2'},
+                # START: what other files say of later steps is purged.
+                {'step': self._start + 1, 'session_log': {'status': 1}},
+                *events]
+    files.append(self._events, b''.join(map(_record, events)))
 
-  def close(self) -> None:
-    """Closes the events file; raises as `write`."""
-    if self._silent:
-      return
-    if self._events is not None:
-      with files.writing(self._path.parent / 'events'):
-        self._events.close()
-    self._staging.close()
+
+def _record(event: dict[str, Any]) -> bytes:
+  """An event as TensorBoard reads it: length, CRC of it, bytes, CRC of them.
+
+  Not tensorboardX' SummaryWriter, whose thread loses its queue in a kill.
+  """
+  # Only now: it imports PyTorch where there is one, a second that the first
+  # step need not wait for.
+  from tensorboardX.proto.event_pb2 import Event
+  from tensorboardX.record_writer import masked_crc32c
+
+  content = Event(wall_time=time.time(), **event).SerializeToString()
+  return b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in (
+      struct.pack('<Q', len(content)), content))

@@ -4,10 +4,11 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
+import runpy
 
 import jax
 import pytest
-from support.command import run_main
+from support.command import ROOT, run_main
 
 from flax_imdb import main
 from flax_imdb.analysis import ahead_of_time
@@ -38,16 +39,12 @@ TPUS = [('v4:2x2x1', 4, 'TPU v4'), ('v5e:1x1', 1, 'TPU v5 lite'),
 @needs_libtpu
 @pytest.mark.parametrize('topology, devices', [t[:2] for t in TPUS])
 def test_a_tpu_compiles_the_real_programs(config, topology, devices):
-  report = ahead_of_time.compile_for(config, topology, print, search=False)
-  assert report['devices'] == devices
-  _check(report)
+  _check(config, topology, devices)
 
 
 @needs_cuda_plugin
 def test_a_gpu_compiles_the_real_programs(config):
-  report = ahead_of_time.compile_for(config, 'cuda:h100x2', print, search=False)
-  assert report['devices'] == 2
-  _check(report)
+  _check(config, 'cuda:h100x2', 2)
 
 
 @pytest.fixture
@@ -101,15 +98,21 @@ def test_the_command_line_for_a_gpu(capsys, small_memory):
   _command_line(capsys, 'cuda:h100x2', 2, 'NVIDIA H100 80GB HBM3')
 
 
-def _check(report):
-  train, evaluate = report['train'], report['evaluate']
-  assert train['all_reduces'] == (report['devices'] > 1)
+def _check(config, topology, n):
+  devices = ahead_of_time.describe(topology)
+  assert len(devices) == n
+  count = runpy.run_path(str(ROOT / 'benchmarks/accelerators.py'))['count']
+  train, evaluate = (ahead_of_time.compile_program(
+      config, devices, config.global_batch_size // n, training)
+      for training in (True, False))
+  train, evaluate = (x | count(x['hlo']) for x in (train, evaluate))
+  assert train['all_reduces'] == (n > 1)
   assert train['loops'] == 2  # forward and backward
   assert train['donated_arrays'] == train['state_arrays'] > 0
   assert train['alias_mib'] == pytest.approx(train['output_mib'], rel=0.2)
   assert 0 < train['peak_mib'] < 100
   assert train['loop_kernels'] > 0 and train['loop_mib'] > 0
-  assert (train['loop_cycles'] > 0) == (report['topology'][0] == 'v')
+  assert (train['loop_cycles'] > 0) == (topology[0] == 'v')
   assert evaluate['all_reduces'] == evaluate['donated_arrays'] == 0
   assert evaluate['loops'] == 1
   assert 0 < evaluate['peak_mib'] < 100
@@ -161,16 +164,15 @@ def test_nothing_is_left_in_the_cache_of_compiled_programs(config):
 
 
 @needs_libtpu
-def test_a_tpu_multiplies_float32_in_bfloat16(config, monkeypatch):
+def test_a_tpu_multiplies_float32_in_bfloat16(config):
   """So the default needs no other model.dtype there."""
   devices = ahead_of_time.describe('v5e:1x1')
-  monkeypatch.setattr(ahead_of_time, '_count', lambda hlo: {
-      'instructions': re.findall(
-          r'^ .* = .*', re.sub(r'metadata=\{.*?\}', '', hlo), re.MULTILINE)})
   def compiled(precision):
     with jax.default_matmul_precision(precision):
       program = ahead_of_time.compile_program(config, devices, 8, True)
-    return program['instructions']
+    return re.findall(
+        r'^ .* = .*', re.sub(r'metadata=\{.*?\}', '', program['hlo']),
+        re.MULTILINE)
   default = compiled(None)
   assert default == compiled('bfloat16') != compiled('highest')
   assert len(default) > 100

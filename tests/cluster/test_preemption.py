@@ -1,15 +1,18 @@
 """Signals: what is noted, what ends at once; tests/faults sends them."""
 
+import collections
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from support.command import ROOT
 
-from flax_imdb.cluster import preemption
+from flax_imdb.cluster import devices, preemption
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -24,6 +27,27 @@ def test_the_first_signal_is_noted_and_the_handlers_return(number):
     os.kill(os.getpid(), number)
     time.sleep(0.2)
     assert stop.signal == number.name
+
+
+@pytest.mark.parametrize('signalled', range(20))
+def test_several_processes_stop_at_the_same_step(monkeypatch, signalled):
+  """Which of them is signalled does not matter, nor how far its host is."""
+  monkeypatch.setattr(preemption.processes, 'count', lambda: 2)
+  monkeypatch.setattr(devices, 'to_host', lambda votes: sum(votes))
+  votes = collections.defaultdict(list)  # of each step: an all-reduce of two
+  def train_step(state, batch):
+    votes[state].append(batch[devices.VOTES].sum())
+    return state + 1, (None, votes[state])
+  def steps(stop, signal_at):
+    step, state = stop.voting(train_step), 0
+    while not stop.agreed(wait=state % 14 == 0):  # an epoch has 14
+      stop.signal = 'SIGTERM' if state >= signal_at else None
+      state, _ = step(state, {'weights': np.ones((1, 2), np.float32)})
+      yield state
+  both = [steps(preemption.Stop(8), at) for at in (signalled, 1000)]
+  done = list(itertools.zip_longest(*both))
+  assert all(one == other for one, other in done)
+  assert signalled < len(done) <= signalled + 15
 
 
 # Blocks the main thread in C as a compilation does: no Python handler can run.

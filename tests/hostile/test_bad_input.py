@@ -23,7 +23,7 @@ from flax_imdb import main
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.data import grammar, sources
 from flax_imdb.errors import UserError
-from flax_imdb.storage import files
+from flax_imdb.storage import disk, files
 from flax_imdb.train.writers import Writers
 
 QUICK = '--config=configs/quickstart.py'
@@ -461,15 +461,16 @@ def test_a_disk_that_fails_where_checkpoints_are_opened_or_set_aside(
     Checkpoints(str(tmp_path))
 
 
-def test_a_disk_that_fails_where_events_are_closed(tmp_path, monkeypatch):
+def test_a_disk_that_fails_where_events_are_written(tmp_path, monkeypatch):
   writers = Writers(str(tmp_path), 0)
-  writers.write({'step': 1, 'loss': 1.0}, {})
-  def full():
-    raise OSError(errno.ENOSPC, 'No space left on device')
-  writers._events.close()
-  monkeypatch.setattr(writers._events, 'close', full)
-  with pytest.raises(UserError, match=r'cannot write .*/events \(No space'):
-    writers.close()
+  append = disk.append
+  def full(path, content):
+    if path.name.startswith('events'):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    append(path, content)
+  monkeypatch.setattr(disk, 'append', full)
+  with pytest.raises(UserError, match=r'cannot write .*/events\S* \(No space'):
+    writers.write({'step': 1, 'loss': 1.0}, {})
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure():

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -234,7 +235,9 @@ def test_the_host_waits_for_steps_past_and_says_where_it_is(
     (1, 1), (7, 1), (8, 2), (14, 2), (15, 3)])
 def test_the_live_line_counts_epochs_from_1(step, epoch):
   metrics = Metrics.zero().replace(loss=3.0, correct=2.0, weight=4.0)
-  assert loop._live_text(metrics, step, 7, 21, 1234.5) == (
+  task = types.SimpleNamespace(
+      batches=types.SimpleNamespace(steps_per_epoch=7), steps_total=21)
+  assert loop._live_text(task, metrics, step, 1234.5) == (
       f'epoch {epoch}  step {step}/21  loss 0.7500  accuracy 0.5000  '
       '1,234 reviews/s')
 

@@ -1,16 +1,17 @@
 """Early stopping: what counts as better, and when it ends a run."""
 
+from ml_collections import ConfigDict
 import pytest
 
 from flax_imdb.checkpoint.manager import Progress
-from flax_imdb.train.stopping import EarlyStopping
+from flax_imdb.train import stopping
 
 
 def _updates(scores, patience, min_delta):
-  stopping = EarlyStopping('loss', patience, min_delta, restore_best=True)
+  early_stopping = ConfigDict({'patience': patience, 'min_delta': min_delta})
   progress, stopped = Progress(), []
   for score in scores:
-    stopping.update(progress, score)
+    stopping.update(early_stopping, progress, score)
     stopped.append(progress.stopped)
   return stopped, progress
 
@@ -37,5 +38,5 @@ def test_patience_0_never_stops():
 @pytest.mark.parametrize(('monitor', 'score'), [
     ('loss', -0.25), ('accuracy', 0.5)])
 def test_the_better_the_monitored_figure_the_larger_the_score(monitor, score):
-  stopping = EarlyStopping(monitor, 0, 0.0, restore_best=True)
-  assert stopping.score({'loss': 0.25, 'accuracy': 0.5, 'n': 4}) == score
+  validation = {'loss': 0.25, 'accuracy': 0.5, 'n': 4}
+  assert stopping.score(ConfigDict({'monitor': monitor}), validation) == score

@@ -20,7 +20,6 @@ def _write(workdir, lines=LINES, step=0):
   writers = Writers(str(workdir), step)
   for line in lines:
     writers.write(line, {'reviews_per_second': 2.5})
-  writers.close()
 
 
 def _events(workdir):
@@ -50,7 +49,6 @@ def test_a_line_is_on_disk_when_write_returns(tmp_path):
     lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
     assert json.loads(lines[-1]) == line and len(lines) == i + 1
     assert _events(tmp_path)[-1].step == line['step']
-  writers.close()
 
 
 @pytest.mark.parametrize(('step', 'kept'), [
@@ -108,7 +106,6 @@ def test_a_full_disk_is_told_and_the_half_line_is_cut_later(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert (tmp_path / 'metrics.jsonl').read_bytes() == (
       whole + json.dumps(LINES[1]).encode()[:9])
-  writers.close()
   _write(tmp_path, LINES[1:], 5)
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line) for line in lines] == LINES
@@ -130,7 +127,6 @@ def test_a_resumed_run_purges_the_events_beyond_its_step(tmp_path):
   writers = Writers(str(tmp_path), 10)
   assert not _events(tmp_path)  # its library is slow to import: not at start
   writers.write({'step': 12, 'loss': 1.0}, {})
-  writers.close()
   starts = [e.step for e in _events(tmp_path)
             if e.session_log.status == event_pb2.SessionLog.START]
   assert starts == [11]  # TensorBoard forgets what earlier files say from there
