@@ -100,7 +100,8 @@ def two_devices(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('devices', [1, 4, 8])
+@pytest.mark.parametrize('devices', [
+    1, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_any_number_of_devices_gives_the_same_run(
     devices, two_devices, tmp_path):
   """With dropout on; the sums' order differs, so the last digits may."""

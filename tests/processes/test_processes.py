@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from support.command import ROOT, TINY, environ, finished, run_main
+from support.command import ROOT, TINY, environ, finished, run_here, run_main
 
 from flax_imdb.cluster import processes
 from flax_imdb.errors import UserError
@@ -66,7 +66,7 @@ def _assert_same(workdir, other):
 def long(tmp_path_factory):
   """The undisturbed long run of one process with two devices."""
   workdir = tmp_path_factory.mktemp('long') / 'run'
-  finished(run_main(*LONG, f'--workdir={workdir}'))
+  finished(run_here(*LONG, f'--workdir={workdir}'))
   return workdir
 
 
