@@ -34,12 +34,6 @@ def pytest_addoption(parser):
                    help='run the tests that are marked slow, too')
 
 
-def pytest_report_header(config):
-  if not config.getoption('--all'):
-    return 'without the slow tests: pytest --all runs them, too'
-  return None
-
-
 def pytest_collection_modifyitems(config, items):
   """Leaves out what is slow, unless it is asked for."""
   if config.getoption('--all'):
