@@ -24,7 +24,7 @@ from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.train.optimizer import build_optimizer
-from flax_imdb.train.step import init_state, make_train_step
+from flax_imdb.train.step import make_train_step, state_shapes
 
 _EXAMPLES = 'v4:2x2x1, v5e:1x1, v5e:2x2, v5p:2x2x1, v6e:4x4, cuda:h100x8'
 # GiB a device. Of a GPU's, jax takes three quarters unless told otherwise.
@@ -177,8 +177,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
   with jax.disable_jit(False):  # config.debug may have turned jit off
-    state = jax.tree.map(lambda x: x.update(sharding=whole), jax.eval_shape(
-        lambda: init_state(config, model, optimizer)))
+    state = jax.tree.map(lambda x: x.update(sharding=whole),
+                         state_shapes(config, model, optimizer))
     function: Any = (
         make_train_step(config, model, optimizer, _STEPS_PER_EPOCH, devices)
         if training else evaluate.make_forward(model, devices))

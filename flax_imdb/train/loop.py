@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 import dataclasses
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,7 +27,12 @@ from flax_imdb.terminal import CompileClock, Rate, Terminal
 from flax_imdb.train import stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
-from flax_imdb.train.step import TrainState, init_state, make_train_step
+from flax_imdb.train.step import (
+  TrainState,
+  init_state,
+  make_train_step,
+  state_shapes,
+)
 from flax_imdb.train.writers import Writers
 
 # The host looks at the metrics and at the votes to stop each so many steps, and
@@ -138,12 +142,10 @@ def _tokenizer(
 def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
   """The newest state that is whole, else the initial one."""
   config, announce = task.config, task.terminal.announce
-  def initial():
-    return init_state(config, task.model, task.optimizer)
-  found = checkpoints.restore_newest(
-      jax.eval_shape(initial).to_items(), announce)
+  shapes = state_shapes(config, task.model, task.optimizer)
+  found = checkpoints.restore_newest(shapes.to_items(), announce)
   if found is None:
-    state = devices.replicate(initial())
+    state = devices.replicate(init_state(config, task.model, task.optimizer))
     if config.init_from:
       params = run.initial_params(config, task.model)
       # Put there twice: the step donates both, and no buffer goes twice.

@@ -1,6 +1,7 @@
 """The train step: one batch of reviews, one update of the parameters."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 from flax import struct
@@ -55,12 +56,25 @@ def init_state(config: ConfigDict, model: classifier.SentimentClassifier,
   """The state before the first step; depends on config.seed alone."""
   def init() -> TrainState:
     init_key, _ = classifier.seed_keys(config.seed)
-    params = classifier.init_params(model, init_key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params,
-        opt_state=optimizer.init(params),
-        ema=params if config.ema_decay else {}, metrics=Metrics.zero())
+    return _first_state(
+        config, optimizer, classifier.init_params(model, init_key))
   return jax.jit(init)()
+
+
+def state_shapes(config: ConfigDict, model: classifier.SentimentClassifier,
+                 optimizer: optax.GradientTransformation) -> TrainState:
+  """`init_state` as `jax.ShapeDtypeStruct`s; the model is not traced again."""
+  return jax.eval_shape(
+      functools.partial(_first_state, config, optimizer),
+      classifier.param_shapes(model))
+
+
+def _first_state(config: ConfigDict, optimizer: optax.GradientTransformation,
+                 params: Params) -> TrainState:
+  return TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(params), ema=params if config.ema_decay else {},
+      metrics=Metrics.zero())
 
 
 def make_train_step(

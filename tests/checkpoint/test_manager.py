@@ -18,7 +18,7 @@ from flax_imdb.config import load_config
 from flax_imdb.errors import UserError
 from flax_imdb.model import classifier
 from flax_imdb.train.optimizer import build_optimizer
-from flax_imdb.train.step import TrainState, init_state
+from flax_imdb.train.step import TrainState, init_state, state_shapes
 
 
 def _state(step, **model):
@@ -31,7 +31,7 @@ def _state(step, **model):
   state = state.replace(
       step=jnp.asarray(step, jnp.int32),
       ema=jax.tree.map(lambda x: x + step, state.params))
-  shapes = jax.eval_shape(lambda: init_state(config, built, optimizer))
+  shapes = state_shapes(config, built, optimizer)
   return devices.replicate(state), shapes.to_items()
 
 

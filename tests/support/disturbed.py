@@ -18,7 +18,7 @@ from flax_imdb.cluster import devices
 from flax_imdb.config import read_config
 from flax_imdb.model import classifier
 from flax_imdb.train.optimizer import build_optimizer
-from flax_imdb.train.step import init_state
+from flax_imdb.train.step import state_shapes
 
 # All that a run remembers is in use; early stopping ends it before epoch 8.
 RUN = (*TINY, '--config.num_epochs=8', '--config.show_examples=0',
@@ -203,7 +203,7 @@ class Run:
     config = read_config(self.workdir / 'config.json')
     model = classifier.build_model(config)
     optimizer = build_optimizer(config, 1)
-    shapes = jax.eval_shape(lambda: init_state(config, model, optimizer))
+    shapes = state_shapes(config, model, optimizer)
     with Checkpoints(str(self.workdir), read_only=True) as checkpoints:
       items, progress = checkpoints.restore(step, shapes.to_items())
     return ({jax.tree_util.keystr(path): x for path, x in
