@@ -100,23 +100,26 @@ def two_devices(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('devices', [
-    1, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize(('devices', 'argv'), [
+    (1, SHORT), pytest.param(8, SHORT, marks=pytest.mark.slow),
+    pytest.param(4, TINY, marks=pytest.mark.slow)])  # and several widths
 def test_any_number_of_devices_gives_the_same_run(
-    devices, two_devices, tmp_path):
+    devices, argv, two_devices, trained, tmp_path):
   """With dropout on; the sums' order differs, so the last digits may."""
   workdir = tmp_path / 'run'
-  finished(run_main(*SHORT, f'--workdir={workdir}',
+  finished(run_main(*argv, f'--workdir={workdir}',
                     JAX_NUM_CPU_DEVICES=str(devices)))
   assert _summary(workdir)['config']['model']['pooled_dropout'] > 0
-  for a, b in zip(_lines(workdir), _lines(two_devices), strict=True):
+  expected = _lines(two_devices if argv == SHORT else trained[0])
+  for a, b in zip(_lines(workdir), expected, strict=True):
     for split in ('train', 'validation'):
       np.testing.assert_allclose(
           a[split]['loss'], b[split]['loss'], rtol=1e-5)
       assert a[split]['accuracy'] == b[split]['accuracy']
 
 
-@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize(
+    'devices', [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_evaluates_on_other_devices_than_it_trained_on(devices, trained):
   workdir, output = trained
   line = finished(run_main(

@@ -68,14 +68,10 @@ def printed():
   return {}
 
 
-def _is_slow(command):
-  """True for what is no part of the way from training to an answer."""
-  return _needs_imdb(command) or 'runs/small' in command
-
-
-@pytest.mark.parametrize('command', [
-    pytest.param(c, id=c, marks=[pytest.mark.slow] * _is_slow(c))
-    for c in COMMANDS if 'flax_imdb.main' in c or 'examples/' in c])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'command', [c for c in COMMANDS
+                if 'flax_imdb.main' in c or 'examples/' in c])
 def test_command(command, home, printed):
   command = _program(command)
   if _needs_imdb(command) and not HAS_IMDB:
@@ -105,6 +101,7 @@ def test_the_default_run_keeps_its_promise_and_eval_agrees(home, printed):
   assert f'accuracy {summary["test"]["accuracy"]:.4f}' in last
 
 
+@pytest.mark.slow
 def test_quickstart_reads_what_word_counts_cannot(home):
   summary = json.loads((home / 'runs/quickstart/summary.json').read_text())
   assert summary['test']['n'] == 1_000

@@ -41,7 +41,8 @@ def test_notebook_has_328865_parameters():
 # A model that reads both ways holds the layer that reads forward.
 @pytest.mark.parametrize('bidirectional', [
     pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize('cell', ['lstm', 'simple_rnn'])
+@pytest.mark.parametrize('cell', [
+    'lstm', pytest.param('simple_rnn', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('pooling', POOLINGS)
 def test_padding_changes_no_logit(pooling, cell, bidirectional):
   model, params = _build(

@@ -185,6 +185,7 @@ def test_one_is_killed(index, stopped, long, tmp_path):
     _assert_same(tmp_path, long)
 
 
+@pytest.mark.slow
 def test_one_is_asked_to_stop(stopped, long, tmp_path):
   status, _, err = _ends(_disturb(tmp_path, 1, signal.SIGTERM)[0])
   assert status == 75
