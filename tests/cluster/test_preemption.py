@@ -50,6 +50,26 @@ def test_several_processes_stop_at_the_same_step(monkeypatch, signalled):
   assert signalled < len(done) <= signalled + 15
 
 
+def test_only_old_votes_are_waited_for_within_an_epoch(monkeypatch):
+  """And what was agreed on once stays so, whatever an older vote says."""
+  looked_at, answer = [], 0
+  def to_host(votes):
+    looked_at.append(votes)
+    return answer
+  monkeypatch.setattr(preemption.processes, 'count', lambda: 2)
+  monkeypatch.setattr(devices, 'to_host', to_host)
+  stop, state = preemption.Stop(8), 0
+  step = stop.voting(lambda state, batch: (state + 1, (None, state)))
+  for _ in range(24):
+    assert not stop.agreed()
+    state, _ = step(state, {'weights': np.ones((1, 2), np.float32)})
+  assert looked_at == [0, 8]
+  answer = 1
+  assert stop.agreed(wait=True) and looked_at[-1] == 23
+  answer = 0
+  assert stop.agreed() and looked_at[-1] == 16
+
+
 # Blocks the main thread in C as a compilation does: no Python handler can run.
 _BUSY = '''
 import ctypes, time
