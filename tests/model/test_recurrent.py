@@ -65,14 +65,6 @@ def test_scan_equals_a_python_loop_over_the_cell(cell):
   np.testing.assert_allclose(got, np.stack(states), atol=1e-6)
 
 
-def _gradient(params, x, target, **kwargs):
-  """Gradients by (params, x) of a loss that weighs every state differently."""
-  layer = RecurrentLayer(width=H, **kwargs)
-  def loss(params, x):
-    return jnp.vdot(layer.apply({'params': params}, x, LENGTHS)[0], target)
-  return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
-
-
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('mask_padding', [False, True])
 @pytest.mark.parametrize('cell', CELLS)
