@@ -27,11 +27,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   """Reads the flags and the config, whose fields are checked.
 
-  Modes that open a run directory take the config in it instead.
-
-  Raises:
-    UserError: a flag or a field is unknown, or its value does not fit.
-    SystemExit: after --help.
+  Modes that open a run directory take the config in it instead. Raises
+  UserError if a flag or a field is unknown or does not fit; --help exits.
   """
   parser = _flags()
   args, rest = parser.parse_known_args(argv)
@@ -63,9 +60,8 @@ def _flags() -> _Parser:
       epilog='--config.FIELD=VALUE changes a field of the config, such as '
       '--config.model.width=32; configs/default.py explains them all.')
   add = parser.add_argument
-  add('--mode', default='train',
-      choices=['train', 'eval', 'predict', 'report', 'export', 'compile',
-               'prepare'],
+  add('--mode', default='train', choices=[
+      'train', 'eval', 'predict', 'report', 'export', 'compile', 'prepare'],
       help='train or resume; evaluate, predict with, report on or export a run '
       'directory; compile for other devices; or only prepare the data')
   add('--config', default='configs/default.py', metavar='FILE')

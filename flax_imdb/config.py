@@ -20,7 +20,6 @@ _MOST_BYTES = 1 << 16  # of config.json; ours have 1,600
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-  """What a field may hold."""
   type: type  # neither True nor 1.0 is taken for 1
   choices: tuple[str, ...] = ()  # () where any text will do
   least: float | None = None
@@ -79,9 +78,8 @@ _FIELDS = {
 }
 
 
-def _find(path: str) -> pathlib.Path:
-  """Finds a config file as given, or in the checkout or installed package."""
-  for parent in (pathlib.Path(), *_PARENTS):
+def _find(path: str, parents: tuple[pathlib.Path, ...]) -> pathlib.Path:
+  for parent in parents:
     if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
   known = sorted({f'configs/{f.name}' for parent in _PARENTS
@@ -92,14 +90,11 @@ def _find(path: str) -> pathlib.Path:
 def load_config(path: str) -> ConfigDict:
   """Runs `get_config()` of a config file.
 
-  Args:
-    path: relative to the working directory or, like 'configs/debug.py', to the
-      checkout or the installed package, wherever the program was started.
-
-  Raises:
-    UserError: there is no such file, with those there are; or it fails.
+  `path` is relative to the working directory or, like 'configs/debug.py', to
+  the checkout or the installed package. Raises UserError if there is no such
+  file, and says which there are, or if it fails.
   """
-  file = _find(path)
+  file = _find(path, (pathlib.Path(), *_PARENTS))
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   if not (spec and spec.loader):
     raise UserError(f'config file {file} is no Python file: give a .py one')
@@ -116,9 +111,7 @@ def load_config(path: str) -> ConfigDict:
 
 def packaged(name: str) -> ConfigDict:
   """The package's own configs/`name`.py, wherever the program started."""
-  file = next(parent / f'configs/{name}.py' for parent in _PARENTS
-              if (parent / f'configs/{name}.py').is_file())
-  return load_config(str(file))
+  return load_config(str(_find(f'configs/{name}.py', _PARENTS)))
 
 
 own = packaged  # what config files of users, made for version 0.1, call it
@@ -143,29 +136,23 @@ def override(config: ConfigDict, field: str, text: str) -> None:
 
 
 def check_fields(config: ConfigDict) -> None:
-  """Checks what needs no data, model or devices to be checked.
-
-  Raises UserError if a field is missing, unknown or out of range.
-  """
+  """Raises UserError if a field is missing, unknown or out of range."""
   values = _flat(config)
   for name in sorted(set(values) ^ set(_FIELDS)):
     what = 'not a field' if name in values else 'missing'
     raise UserError(
         f'config.{name:.60} is {what}: compare with configs/default.py')
-  examples = _flat(packaged('default'))
   for name, field in _FIELDS.items():
     if type(values[name]) is not field.type:
-      raise UserError(
-          f'config.{name}={repr(values[name]):.40}: give '
-          f'{_TYPES[field.type]}, such as {examples[name]!r}')
-  for name, field in _FIELDS.items():
+      example = _flat(packaged('default'))[name]
+      raise UserError(f'config.{name}={repr(values[name]):.40}: give '
+                      f'{_TYPES[field.type]}, such as {example!r}')
     if why := _out_of_range(field, values[name]):
       raise UserError(f'config.{name}={values[name]!s:.40}: {why}')
   kinds = config.model.pooling.split('+')
   if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
-    raise UserError(
-        f'config.model.pooling={config.model.pooling}: choose last, mean, max, '
-        'or some joined as in max+mean')
+    raise UserError(f'config.model.pooling={config.model.pooling}: choose last,'
+                    ' mean, max, or some joined as in max+mean')
   if config.data.bucket_width and not config.model.mask_padding:
     raise UserError(
         'config.model.mask_padding=False makes the answer depend on the amount '
@@ -200,10 +187,7 @@ def write_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
 
 
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:
-  """Reads and checks what `write_config` wrote.
-
-  Raises UserError if it is missing, damaged, too large or another version's.
-  """
+  """Reads what `write_config` wrote; UserError if it is missing or damaged."""
   text = files.read_bytes(path, _MOST_BYTES)
   try:
     config = ConfigDict(json.loads(text, object_pairs_hook=_once))
@@ -218,9 +202,7 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Refuses what json would answer with the last of two values."""
-  fields = dict(pairs)
-  if len(fields) < len(pairs):
+  if len(fields := dict(pairs)) < len(pairs):  # json would take the last
     raise ValueError('a field stands there twice')
   return fields
 
@@ -229,8 +211,6 @@ def _flat(config: ConfigDict) -> dict[str, Any]:
   """{'model.width': 64, ...}."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      flat |= {f'{key}.{k}': v for k, v in _flat(value).items()}
-    else:
-      flat[key] = value
+    flat |= ({f'{key}.{k}': v for k, v in _flat(value).items()}
+             if isinstance(value, ConfigDict) else {key: value})
   return flat

@@ -1,7 +1,6 @@
 """What must be set before jax is imported. Imports nothing heavy itself.
 
-Every setting is a default: what the user's environment says stays, or is
-refused.
+Each is a default: what the user's environment says stays, or is refused.
 """
 
 import importlib.util
@@ -27,8 +26,7 @@ def _cpu_devices(global_batch_size: int, cores: int) -> int:
 def configure(global_batch_size: int) -> None:
   """Sets the environment variables that jax and XLA read when they start.
 
-  Raises:
-    UserError: one that the user set is malformed, or would end in a deadlock.
+  Raises UserError if one of the user's is malformed, or would be a deadlock.
   """
   env = os.environ
   for name in ('JAX_NUM_CPU_DEVICES', 'NPROC'):

@@ -1,7 +1,6 @@
 """How a run ends that is not simply done, and with which exit status.
 
-Each message is one line and names the fix; `main` prints it on standard error
-without a traceback.
+Each message is one line that names the fix; `main` prints it, no traceback.
 """
 
 

@@ -62,8 +62,7 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
     saved = files.as_path(args.workdir) / 'config.json'
     if saved.exists():
       config = read_config(saved)
-  environment.configure(
-      config.global_batch_size // (args.num_processes or 1))
+  environment.configure(config.global_batch_size // (args.num_processes or 1))
   quiet_libraries()
   try:
     import jax  # only now: it reads the environment when it starts

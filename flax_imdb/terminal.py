@@ -47,22 +47,18 @@ class Terminal:
 
 
 class Rate:
-  """Reviews a second since this was made."""
+  """The reviews that are done, which others add up, and the time they took."""
 
   def __init__(self):
-    self._start, self._reviews = time.perf_counter(), 0
-
-  def add(self, reviews: int) -> None:
-    """Counts reviews that are done."""
-    self._reviews += reviews
+    self.reviews, self._start = 0, time.perf_counter()
 
   def seconds(self) -> float:
-    """The time so far."""
+    """The time since this was made."""
     return time.perf_counter() - self._start
 
   def per_second(self) -> float:
-    """The rate so far."""
-    return self._reviews / self.seconds()
+    """Reviews a second."""
+    return self.reviews / self.seconds()
 
 
 class CompileClock:
@@ -99,24 +95,18 @@ class CompileClock:
 
 
 def quiet_libraries() -> None:
-  """Drops what libraries print beside the errors that they also raise.
-
-  For the whole process, so the command line calls it and no module does.
-  """
+  """Drops what libraries print beside the errors that they also raise."""
   # orbax also warns of each reading of a run directory that is not to change.
   for name in ('absl', *bucket.CLIENTS):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   # When one array fails, orbax raises and closes its event loop; those of the
   # other arrays still end, and each complains that it is closed, or that nobody
   # asked for its own error.
-  logging.getLogger('asyncio').addFilter(_was_asked_for)
+  logging.getLogger('asyncio').addFilter(
+      lambda record: 'was never retrieved' not in record.getMessage())
   hook = sys.unraisablehook
   if getattr(hook, '__name__', '') != 'drop_closed_loop':
     def drop_closed_loop(unraisable):
       if str(unraisable.exc_value) != 'Event loop is closed':
         hook(unraisable)
     sys.unraisablehook = drop_closed_loop
-
-
-def _was_asked_for(record: logging.LogRecord) -> bool:
-  return 'was never retrieved' not in record.getMessage()

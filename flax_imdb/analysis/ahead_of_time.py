@@ -76,9 +76,8 @@ def compile_for(config: ConfigDict, topology: str,
                 announce: Callable[[str], None]) -> None:
   """Compiles train step and evaluation, then the largest batch's: minutes.
 
-  `announce` is told each result as soon as it is there, one line or more.
-  Raises UserError as `describe`, or if the devices can't share or can't hold a
-  batch of the config.
+  `announce` is told each result at once, in a line or more. Raises UserError as
+  `describe`, or if the devices can't share or can't hold a batch of the config.
   """
   devices = describe(topology)
   size, n = config.global_batch_size, len(devices)
@@ -123,10 +122,8 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
   Memory is linear but for what a TPU keeps on its chip: two sizes tell a third,
   which is compiled in turn, until a tenth more, or 128 a device, is too large.
 
-  `memory` is in GiB a device, `devices` are of `describe`; the config's own
-  global_batch_size does not count. `announce` is told the memory of each size
-  that was compiled. Returns reviews over all devices; 0 if not even one a
-  device fits.
+  `memory` is in GiB a device, `devices` are of `describe`; `announce` is told
+  the memory of each size. Returns reviews over all devices, 0 if none fits.
   """
   limit = memory * 1024
   fits, peak, rows, refused = 0, 0.0, 1024, 1 << 30
@@ -152,28 +149,23 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
 
 def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
                     rows: int, training: bool) -> dict[str, Any]:
-  """Compiles the train step, or the evaluation, of the widest batch.
+  """Compiles the train step, or the evaluation, of `rows` reviews a device.
 
-  Args:
-    config: checked by `check_fields`; its global_batch_size does not count.
-    devices: of `describe`.
-    rows: reviews a device.
-    training: which of the two.
+  They are as wide as can be; the config's global_batch_size does not count.
 
-  Returns:
-    {} if it does not fit the memory. Else compile_seconds; MiB a device,
-    peak_mib = argument_mib + temp_mib (less what a TPU keeps on its chip) +
-    output_mib - alias_mib (donated); state_arrays, of them donated_arrays;
-    all_reduces; hlo, XLA's optimised instructions as text.
+  Returns {} if it does not fit the memory. Else compile_seconds; MiB a device,
+  peak_mib = argument_mib + temp_mib (less what a TPU keeps on its chip) +
+  output_mib - alias_mib (donated); state_arrays, of them donated_arrays;
+  all_reduces; hlo, XLA's optimised instructions as text.
   """
   mesh = sharding.Mesh(np.array(devices), (AXIS,))
   whole, split = (sharding.NamedSharding(mesh, sharding.PartitionSpec(*axes))
                   for axes in ((), (AXIS,)))
+  arrays = (('ids', 'i4', config.data.max_length), ('lengths', 'i4'),
+            ('labels', 'f4'), ('weights', 'f4'))
   batch = {name: jax.ShapeDtypeStruct(
       (len(devices), rows, *width), dtype, sharding=split)
-      for name, dtype, *width in (
-          ('ids', 'i4', config.data.max_length), ('lengths', 'i4'),
-          ('labels', 'f4'), ('weights', 'f4'))}
+           for name, dtype, *width in arrays}
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
   with jax.disable_jit(False):  # config.debug may have turned jit off
@@ -203,6 +195,5 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
       'compile_seconds': seconds,
       'peak_mib': sum(mib.values()) - 2 * mib['alias_mib'], **mib,
       'state_arrays': len(jax.tree.leaves(state)) if training else 0,
-      'donated_arrays': hlo.count('-alias)'),
-      'all_reduces': len(re.findall(r' all-reduce(?:-start)?\(', hlo)),
-      'hlo': hlo}
+      'donated_arrays': hlo.count('-alias)'), 'hlo': hlo,
+      'all_reduces': len(re.findall(r' all-reduce(?:-start)?\(', hlo))}

@@ -36,11 +36,10 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
 
   Of the model's first forward layer. `ids` are int32 [n, T], without padding.
 
-  Returns:
-    For 'h' hidden state, 'c' cell state (an LSTM's) and 'x' embedded input:
-    float64 [T, n], row k the norm at step T - 1 - k: lag k from the last step.
-    A state's gradient is the total one, through all later steps; that of the
-    last cell state is 0, for no later step reads it.
+  Returns for 'h' hidden state, 'c' cell state (an LSTM's) and 'x' embedded
+  input float64 [T, n], row k the norm at step T - 1 - k: lag k from the last
+  step. A state's gradient is the total one, through all later steps; that of
+  the last cell state is 0, for no later step reads it.
   """
   lengths = np.full(len(ids), ids.shape[1], np.int32)
   # A change of nothing, added at every step; its gradient is the state's.
@@ -66,8 +65,7 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
 def long_reviews(config: ConfigDict, reviews: Reviews) -> np.ndarray:
   """Token ids int32 [n, T] of the first 256 long reviews, cut to T tokens.
 
-  T is `LENGTH`, or config.data.max_length if that is less. Raises UserError if
-  no review is as long.
+  T is `LENGTH`, or config.data.max_length if less. UserError without any.
   """
   length = min(LENGTH, config.data.max_length)
   rows = np.flatnonzero(reviews.lengths(length) == length)[:_MOST_REVIEWS]
@@ -80,8 +78,7 @@ def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
   """Writes gradient.csv and gradient.png into the first directory's report/.
 
   Of each run the weights before the first step, and those that it evaluated.
-  Raises UserError if a run can't be opened, or has no long review to validate
-  on.
+  Raises UserError as `run.restore`, `load_splits` and `long_reviews`.
   """
   measured: list[tuple[str, str, Norms]] = []
   for workdir in workdirs:

@@ -1,8 +1,7 @@
 """orbax: save, restore, latest and best.
 
-A checkpoint holds NumPy trees, by the names of its two items: model, which
-evaluation needs, and training, which only training does. The same code so
-serves one host or many, and what two devices saved restores on any number.
+A checkpoint holds NumPy trees, so it restores on any number of devices, by the
+names of its two items: model, and training, which only training needs.
 
 Of several processes the first alone writes; the others only read. To orbax
 each is alone: its own barriers would wait for ever for a process that is lost.
@@ -33,26 +32,16 @@ _SEAL = ('score', 'model', 'training', 'crc32')
 
 @dataclasses.dataclass
 class Progress:
-  """What a run remembers beside its arrays; a part of every checkpoint.
-
-  Attributes:
-    reference: the score that the next one must beat, see `train.stopping`;
-      None before the first. The larger, the better.
-    waited: epochs since one did.
-    stopped: early stopping has ended the run.
-    seconds: spent on training and validation, over all resumes.
-  """
-  reference: float | None = None
-  waited: int = 0
-  stopped: bool = False
-  seconds: float = 0.0
+  """What a run remembers beside its arrays; a part of every checkpoint."""
+  reference: float | None = None  # the score to beat, None before the first
+  waited: int = 0  # epochs since one did
+  stopped: bool = False  # early stopping has ended the run
+  seconds: float = 0.0  # of training and validation, over all resumes
 
   def __post_init__(self):
     """Raises ValueError if this is none that a run can have had."""
-    number = (int, float)
-    for name, kinds in {
-        'reference': (*number, type(None)), 'waited': (int,),
-        'stopped': (bool,), 'seconds': number}.items():
+    for name, kinds in {'reference': (int, float, type(None)), 'waited': (int,),
+                        'stopped': (bool,), 'seconds': (int, float)}.items():
       value = getattr(self, name)
       if type(value) not in kinds or not -1e15 < (value or 0) < 1e15:
         raise ValueError(f'its progress has {name}={value!r:.20}')
@@ -68,10 +57,7 @@ def _rank(metrics: dict[str, float]) -> tuple[float, float]:
 
 
 class Checkpoints:
-  """The checkpoints of a run directory: the latest two and the best one.
-
-  A context manager: leaving it waits for the save in flight.
-  """
+  """The checkpoints of a run directory: the latest two and the best one."""
 
   def __init__(self, workdir: str, read_only: bool = False):
     """Opens `workdir`/checkpoints, which need not exist yet.
@@ -105,7 +91,10 @@ class Checkpoints:
 
   def __exit__(self, *error) -> None:
     with self._writing():
-      self._manager.close()
+      self._manager.close()  # waits for the save in flight
+
+  def _writing(self) -> AbstractContextManager[None]:
+    return files.writing(self._workdir / 'checkpoints')
 
   def steps(self) -> list[int]:
     """The steps there are, ascending."""
@@ -118,16 +107,13 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits until what `save` began is on disk, for all processes to see.
 
-    Raises UserError if it can't be written; the steps before stay.
+    Raises as `files.writing` if it can't be written; the steps before stay.
     """
     with self._writing():
       self._manager.wait_until_finished()
     processes.gather('saved')
     if self._read_only:
       self._manager.reload()
-
-  def _writing(self) -> AbstractContextManager[None]:
-    return files.writing(self._workdir / 'checkpoints')
 
   def best(self) -> int | None:
     """The step with the best score, None if there is none."""
@@ -138,14 +124,8 @@ class Checkpoints:
     """Starts to save; returns once the arrays may be changed again.
 
     All processes call this, and the first one saves. Raises as `wait`, also of
-    the save before.
-
-    Args:
-      step: the steps done.
-      items: replicated on the devices.
-      progress: saved beside them.
-      score: the larger, the better; None, of weights that were not evaluated,
-        is never the best.
+    the save before. `items` are replicated on the devices. The larger a score,
+    the better; None, of weights that were not evaluated, is never the best.
     """
     if self._read_only:
       return
@@ -162,19 +142,10 @@ class Checkpoints:
   def restore(self, step: int, shapes: Items) -> tuple[Items, Progress]:
     """Reads items and the progress, which a stranger may have written.
 
-    Sizes are compared with those asked for before they are allocated.
-
-    Args:
-      step: one of `steps()`.
-      shapes: of the arrays of one item or both, as of `jax.eval_shape`.
-
-    Returns:
-      The items asked for, replicated on today's devices, and the progress.
-
-    Raises:
-      DamagedError: the step is missing or damaged.
-      UserError: it is of another shape.
-      StoreError: the object store failed.
+    `shapes` are of one item or both, as of `jax.eval_shape`: sizes are compared
+    before anything is allocated. Returns the items asked for, replicated on
+    today's devices, and the progress. Raises DamagedError if the step is none
+    or damaged, UserError if it has another shape, StoreError as `wait`.
     """
     folder = self._manager.directory / str(step)
     stored = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
@@ -216,17 +187,15 @@ class Checkpoints:
       name = file.parents[1].name
       if not name.isdecimal():  # of a save that was killed, or no step's at all
         continue
-      step = int(name)
-      if name != str(step):  # orbax would take 07 for 7
+      if name != str(step := int(name)):  # orbax would take 07 for 7
         raise UserError(f'{file.parents[1]} is none that a run makes: move it')
       try:
         seal.check_score(file, step)
       except ValueError:
         if read_only:
-          raise DamagedError(
-              f'checkpoint {step} has a damaged score: delete '
-              f'{file.parents[1]}, or train again, which sets it aside'
-          ) from None
+          raise DamagedError(f'checkpoint {step} has a damaged score: delete '
+                             f'{file.parents[1]}, or train again, which sets '
+                             'it aside') from None
         messages.append(f'checkpoint {step} cannot be restored (its score is '
                         f'damaged); it is set aside as {self._aside(step)}')
     return messages
@@ -237,14 +206,12 @@ class Checkpoints:
     files.move(self._workdir / 'checkpoints' / str(step), path)
     return path
 
-  def restore_newest(
-      self, shapes: Items, announce: Callable[[str], None],
-  ) -> tuple[Items, Progress] | None:
+  def restore_newest(self, shapes: Items, announce: Callable[[str], None]
+                     ) -> tuple[Items, Progress] | None:
     """Reads the newest step that is whole; moves others to workdir/damaged.
 
-    The first process chooses, and the others read what it has chosen.
-    `announce` is told which steps are set aside, and why. Returns as `restore`,
-    None if there is no whole one; raises UserError or StoreError as it does.
+    The first process chooses, and the others follow. `announce` is told which
+    are set aside, and why. Returns and raises as `restore`; None if none is.
     """
     found, chosen = None, ''
     if processes.index() == 0:

@@ -25,25 +25,18 @@ from flax_imdb.storage import bucket, files
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A finished or interrupted run with what it was trained with.
-
-  `params` are those to evaluate with, replicated, as they were after `step`;
-  `model` holds no arrays.
-  """
+  """A finished or interrupted run with what it was trained with."""
   config: ConfigDict
   tokenizer: Tokenizer
   model: classifier.SentimentClassifier
-  params: Params
-  step: int
+  params: Params  # to evaluate with, replicated
+  step: int  # after which they were so
 
 
 def check_directory(workdir: str, config: ConfigDict) -> None:
   """Checks that a run with this config may begin or go on in a directory.
 
-  Of several processes the first one does; all then see the directory.
-
-  Raises UserError if it holds a run with another config, can't be written or is
-  not shared.
+  Raises UserError if there is another's, or it can't be written or shared.
   """
   if processes.index() == 0:
     _check_writable(workdir)
@@ -52,9 +45,8 @@ def check_directory(workdir: str, config: ConfigDict) -> None:
       fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
                          differences(made_with, config).items())
       if fields:
-        raise UserError(
-            f'{workdir} was made with another config ({fields}): give the same '
-            'one to resume, or another --workdir')
+        raise UserError(f'{workdir} was made with another config ({fields}): '
+                        'give the same one to resume, or another --workdir')
   processes.check_shared(workdir)
 
 
@@ -79,8 +71,7 @@ def begin_directory(workdir: str, config: ConfigDict,
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
-  Of several processes the first one writes. Raises UserError as
-  `initial_params` and `files.write`.
+  The first process writes. Raises as `initial_params` and `files.write`.
   """
   if processes.index() > 0 or is_run(workdir):
     return
@@ -95,8 +86,7 @@ def restore(workdir: str, which: str | None) -> Run:
   """Opens a run directory to evaluate or to predict; changes nothing in it.
 
   `which` is 'best', 'latest' or a step's number; None for what the run itself
-  evaluated. Raises UserError if it is no run directory, or has no such step;
-  says which it has.
+  evaluated. Raises UserError if there is no run, or no such step.
   """
   if not is_run(workdir):
     raise UserError(
@@ -144,8 +134,7 @@ def initial_params(
     config: ConfigDict, model: classifier.SentimentClassifier) -> Params:
   """The parameters that training begins with: drawn, or config.init_from.
 
-  NumPy arrays, float32. Raises UserError if config.init_from can't be read, or
-  is another model's.
+  NumPy arrays, float32. Raises UserError if that can't be read or is another's.
   """
   if not config.init_from:
     init_key, _ = classifier.seed_keys(config.seed)
@@ -160,7 +149,7 @@ def initial_params(
 
 
 def is_run(path: str) -> bool:
-  """True for a run directory."""
+  """Whether this is a run directory."""
   return (files.as_path(path) / 'config.json').exists()
 
 

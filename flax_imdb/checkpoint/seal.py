@@ -1,7 +1,4 @@
-"""Whether a checkpoint is what it should be: sizes, shapes and checksums.
-
-It may be a stranger's: nothing is allocated that its files only claim.
-"""
+"""Whether a checkpoint, perhaps a stranger's, is what it should be."""
 
 import json
 import os
@@ -15,8 +12,7 @@ import numpy as np
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
-# Of all files of a step but its arrays; ours have 10,000, a model of 100 layers
-# 600,000.
+# Of all files of a step but its arrays; 100 layers have 600,000, ours 10,000.
 _MOST_BYTES = 1 << 22
 
 
@@ -36,10 +32,7 @@ def sealed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_shapes(source: str, expected: Any, found: Any) -> None:
-  """Compares two trees of arrays, or of their shapes, by name.
-
-  Raises UserError if they differ; says where `source` does.
-  """
+  """Raises UserError if two trees, of arrays or shapes, differ; says where."""
   a, b = ({name: list(x.shape) for name, x in _by_name(tree).items()}
           for tree in (expected, found))
   for name in sorted(a | b):
@@ -58,15 +51,13 @@ def _by_name(tree: Any) -> dict[str, Any]:
 def check_stored(source: str, expected: Any, stored: Any) -> None:
   """Compares shapes with orbax' metadata of a tree, before that is read.
 
-  Raises:
-    UserError: `source` has other arrays, or of other shapes.
-    ValueError: of another type, or in parts that are larger than they are.
+  Raises UserError if `source` has other arrays or shapes, ValueError if they
+  are of another type, or in parts that are larger than they are.
   """
   wanted, found = _by_name(expected), _by_name(stored)
   if set(wanted) != set(found):
-    raise UserError(
-        f'{source} holds other arrays than this version saves: use the version '
-        'that made it, or another --workdir')
+    raise UserError(f'{source} holds other arrays than this version saves: use '
+                    'the version that made it, or another --workdir')
   check_shapes(source, expected, stored)
   for name, x in found.items():
     if x.dtype != wanted[name].dtype or any(
@@ -77,10 +68,7 @@ def check_stored(source: str, expected: Any, stored: Any) -> None:
 
 
 def check_files(folder: os.PathLike[str]) -> None:
-  """Checks that a checkpoint's descriptions are small files.
-
-  Raises ValueError if they are large, or a file is a pipe or a device.
-  """
+  """Raises ValueError unless a checkpoint's descriptions are small files."""
   total = sum(size for path, size in files.sizes(folder)
               if path.parent.name != 'd')  # where the arrays are
   if total > _MOST_BYTES:
@@ -89,10 +77,7 @@ def check_files(folder: os.PathLike[str]) -> None:
 
 
 def check_score(path: pathlib.Path, step: int) -> None:
-  """Checks the file by which orbax ranks the checkpoint of a step.
-
-  Raises ValueError if it is not what was saved.
-  """
+  """Raises ValueError if orbax would rank a step by anything but its score."""
   try:
     found = json.loads(files.read_bytes(path, _MOST_BYTES))
     if (set(found), found['step']) != ({'score', 'step'}, step) or not (

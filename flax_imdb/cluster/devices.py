@@ -45,10 +45,8 @@ def check_batch_size(global_batch_size: int) -> None:
 
 
 def replicate(tree: Any) -> Any:
-  """Puts a tree of arrays whole on every local device.
-
-  As `data_parallel` returns its state, or the step would be compiled twice.
-  """
+  """Puts a tree of arrays whole on every local device."""
+  # As `data_parallel` returns its state, or the step would be compiled twice.
   mesh = Mesh(np.array(_devices()), (AXIS,))
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
@@ -84,19 +82,16 @@ def data_parallel(step: Callable[[Any, Any, Callable], tuple[Any, Any]],
                   devices: Sequence[jax.Device] | None = None) -> Callable:
   """Compiles step(state, batch, sum_over_devices) for the devices of all.
 
-  Args:
-    step: works on one device's rows and returns a state and sums. What depends
-      on the rows it must add up in one call of `sum_over_devices`, or the
-      devices drift apart unseen.
-    devices: instead of those there are, to lower the step for them; may be
-      described rather than there, as in `analysis.ahead_of_time`.
+  `step` works on one device's rows and returns a state and sums. What depends
+  on the rows it must add up in one call of `sum_over_devices`, or the devices
+  drift apart unseen. `devices` are others than those there are, to lower the
+  step for them; they may be described only, as in `analysis.ahead_of_time`.
 
-  Returns:
-    A function of a replicated state, whose buffers it reuses, and a batch of
-    `shard`. What it returns is replicated: (state, sums), or with `VOTES` in
-    the batch, float32 [D, B/D], (state, (sums, votes)), the votes added up in
-    the same all-reduce, to float32 []. It returns before they are computed, and
-    on a CPU begins once the step before is over.
+  Returns a function of a replicated state, whose buffers it reuses, and a batch
+  of `shard`. What it returns is replicated: (state, sums), or with `VOTES` in
+  the batch, float32 [D, B/D], (state, (sums, votes)), the votes added up in the
+  same all-reduce, to float32 []. It returns before they are computed, and on a
+  CPU begins once the step before is over.
   """
   def voting_step(state, batch):
     votes = [batch[VOTES].sum()] if VOTES in batch else []
@@ -140,8 +135,7 @@ def _sum_over_devices(tree: Any) -> Any:
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
   """One PRNG key for each of this device's rows, inside a step.
 
-  It depends on the row's place in the global batch, not on the number of
-  devices, so dropout is the same on any of them.
+  Of its place in the global batch: dropout is the same on any devices.
   """
   device = 0 if _debugging() else jax.lax.axis_index(AXIS)
   place = device * rows + jax.numpy.arange(rows)

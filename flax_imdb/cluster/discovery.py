@@ -35,11 +35,9 @@ def check_flags(coordinator_address: str | None, num_processes: int | None,
 def ask_cluster(seconds: int) -> tuple | None:
   """Asks SLURM or the Cloud TPU; None if this is the only process.
 
-  Within `seconds`: (address of process 0, how many processes, which one this
-  is, its local devices or None for all of them).
+  Within `seconds`: address of process 0, count, index, local devices or None.
   """
-  method = _cluster()
-  if method is None:
+  if not (method := _cluster()):
     return None
   from jax._src import clusters  # jax has no public name for it
   return clusters.ClusterEnv.auto_detect_unset_distributed_params(

@@ -1,8 +1,7 @@
 """SIGTERM and SIGINT: finish the step, save, leave; the second leaves at once.
 
-Cloud machines are taken away with a SIGTERM and seconds to spare; a person
-presses Ctrl-C. While a run holds what is not yet saved, both mean the same. Of
-several processes one may get the signal, and all must stop at the same step.
+Cloud machines are taken away with a SIGTERM, a person presses Ctrl-C: both mean
+the same. Of several processes one gets it, and all stop at the same step.
 """
 
 import collections
@@ -28,14 +27,10 @@ class Stop:
   adds the votes up. Each `look_every` steps all look at the sum of the oldest
   of that many, so that the queue of an accelerator never runs dry for it. Who
   wants to stop votes so ever after: what is not looked at is not lost.
-
-  Attributes:
-    signal: the name of the one that this process got, such as 'SIGTERM'; None
-      as long as there was none.
   """
 
   def __init__(self, look_every: int):
-    self.signal: str | None = None
+    self.signal: str | None = None  # that this process got, such as 'SIGTERM'
     self._several = processes.count() > 1
     self._look_every = look_every
     self._votes: collections.deque = collections.deque(maxlen=look_every)
@@ -66,8 +61,7 @@ class Stop:
 
   def leave_if_asked(self, step: int, steps_total: int) -> None:
     """Raises Preempted in all if any got a signal, once `step` is saved."""
-    signals = {name for name in processes.gather(self.signal or '') if name}
-    if signals:
+    if signals := {*processes.gather(self.signal or '')} - {''}:
       raise Preempted(
           f'stopped by {" and ".join(sorted(signals))} after step {step} of '
           f'{steps_total}, which is saved: the same command goes on from there')

@@ -46,8 +46,7 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
   global _watchdog
   devices = None
   if num_processes is None:
-    found = discovery.ask_cluster(MEET_SECONDS)
-    if found is None:
+    if not (found := discovery.ask_cluster(MEET_SECONDS)):
       return
     coordinator_address, num_processes, process_id, devices = found
   if num_processes == 1:
@@ -75,7 +74,7 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
 
 def _check_free(address: str) -> None:
-  """Raises a UserError if this process can't listen there; jax crashes."""
+  """Raises UserError if this process can't listen there; jax crashes."""
   port, both = int(address.rpartition(':')[2]), socket.has_dualstack_ipv6()
   try:
     socket.create_server(
@@ -92,8 +91,7 @@ def _reach(address: str) -> None:
   end = time.monotonic() + MEET_SECONDS
   while True:
     try:
-      socket.create_connection((host.strip('[]'), int(port)), 2).close()
-      return
+      return socket.create_connection((host.strip('[]'), int(port)), 2).close()
     except OSError as e:
       if time.monotonic() > end:
         raise UserError(
@@ -134,15 +132,11 @@ def check_shared(directory: str) -> None:
 
 
 def check_same(what: str, digest: Callable[[], str]) -> None:
-  """Raises UserError in all processes if `what` is not the same in them.
-
-  `digest` is called for one string for all of it, if there are several.
-  """
+  """Raises UserError in all if `what`, of which this is a digest, differs."""
   if count() == 1:
     return
   digests = gather(digest())
-  others = [str(i) for i, d in enumerate(digests) if d != digests[0]]
-  if others:
+  if others := [str(i) for i, d in enumerate(digests) if d != digests[0]]:
     raise UserError(f'process {", ".join(others)} has another {what} than '
                     'process 0: start all with the same flags and data')
 

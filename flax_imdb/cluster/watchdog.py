@@ -23,11 +23,7 @@ _BEAT = 1.0
 
 
 class Watchdog:
-  """Tells the others each second that this process lives, and listens.
-
-  They meet in the key-value store of process 0, which jax keeps: `client` is
-  that of process `index`, of `count`.
-  """
+  """Beats each second in jax' key-value store, and listens for the others."""
 
   def __init__(self, index: int, count: int):
     self.index, self.count = index, count
@@ -71,8 +67,7 @@ class Watchdog:
   def report_alive(self, step: int | None) -> None:
     """Notes that the main thread moves, and the steps it has done."""
     self._turns += 1
-    if step is not None:
-      self._step = step
+    self._step = self._step if step is None else step
 
   def wait_for_the_lost(self) -> None:
     """Gives the watch the time to end this process with the reason."""

@@ -32,7 +32,7 @@ def padded_length(length: int, bucket_width: int, max_length: int) -> int:
 
 def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
         max_length: int, part: slice = slice(None)) -> Batch:
-  """Makes one batch of the given reviews.
+  """Makes one batch of some reviews of a split.
 
   Args:
     reviews: the split.
@@ -40,11 +40,10 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
     batch_size: B; the rows past m repeat the first review with weight 0.
     bucket_width: see `padded_length`.
     max_length: reviews are cut to their first max_length tokens.
-    part: return only these rows, as wide as the whole batch.
+    part: the rows to return, as wide as the whole batch.
 
-  Returns:
-    ids int32 [B, T], lengths int32 [B], labels float32 [B], weights float32
-    [B]; T is the bucket of the longest of these reviews.
+  Returns ids int32 [B, T], lengths int32 [B], labels float32 [B], weights
+  float32 [B]; T is the bucket of the longest of these reviews.
   """
   weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
   rows = np.concatenate(
@@ -55,27 +54,20 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
   rows, starts, lengths, weights = (
       x[part] for x in (rows, starts, lengths, weights))
   place = np.arange(width)
-  inside = place < lengths[:, None]
+  inside = place < lengths[:, None]  # [B, T]
   ids = reviews.ids[np.where(inside, starts[:, None] + place, 0)]
   return {'ids': np.where(inside, ids, PADDING_ID).astype(np.int32),
-          'lengths': lengths.astype(np.int32),
-          'labels': reviews.labels[rows].astype(np.float32),
-          'weights': weights}
+          'lengths': lengths.astype(np.int32), 'weights': weights,
+          'labels': reviews.labels[rows].astype(np.float32)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainBatches:
   """The batches of a whole training run, by their step.
 
-  Attributes:
-    reviews: the training split.
-    seed: of the order.
-    batch_size: reviews a batch, over all devices; an epoch's last batch may
-      hold fewer, filled up with weight 0.
-    bucket_width: see `padded_length`; 0 also means that reviews of any length
-      share a batch.
-    max_length: tokens; reviews are cut there.
-    part: the rows of each batch that are wanted, see `pad`.
+  The attributes are the training split, the seed of the order, and those that
+  `pad` takes. An epoch's last batch may be filled up with weight 0. Without a
+  `bucket_width` reviews of any length share a batch.
   """
   reviews: Reviews
   seed: int
@@ -121,8 +113,8 @@ def eval_batches(
     part: slice = slice(None)) -> Iterator[tuple[np.ndarray, Batch]]:
   """Every review once, the shortest first; the arguments are those of `pad`.
 
-  Yields (rows, batch): int [m], which reviews stand in the batch's first m
-  rows, and what `pad` returns for them.
+  Yields (rows, batch): int [m], the reviews in the batch's first m rows, and
+  what `pad` returns for them.
   """
   order = np.argsort(reviews.lengths(max_length), kind='stable')
   for start in range(0, len(order), batch_size):

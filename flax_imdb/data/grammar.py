@@ -5,8 +5,6 @@ strewn in. All verdicts of a review mean the same, its label; but a good word
 may be negated, conceded before a `but`, or quoted from someone who was wrong.
 So praise and blame use much the same words, and a model has to read them in
 order: `benchmarks/bag_of_words.py` says how little the counts alone tell.
-
-Importing this module imports tfds (0.3 s), so `sources` imports it late.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,12 +84,8 @@ def generate(seed: int, n: int) -> Iterator[tuple[str, int]]:
   The classes alternate within pairs of random order, so that every prefix is
   balanced to within one review, and a longer corpus begins with a shorter one.
 
-  Args:
-    seed: any integer not below 0; another seed, another corpus.
-    n: reviews, at least 1; fewer raise ValueError.
-
-  Returns:
-    `n` pairs: text (20 to 500 words) and label (1 positive, 0 negative).
+  Returns `n` pairs: text (20 to 500 words) and label (1 positive, 0 negative).
+  `seed` is not below 0; fewer than one review raise ValueError.
   """
   if n < 1:
     raise ValueError(f'n must be at least 1, got {n}')

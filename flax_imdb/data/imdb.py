@@ -1,7 +1,4 @@
-"""IMDB: its archive and its tfds builder; neither needs TensorFlow.
-
-Importing this module imports tfds (0.3 s), so `sources` imports it late.
-"""
+"""IMDB: its archive and its tfds builder; neither needs TensorFlow."""
 
 from collections.abc import Callable, Iterator
 import http.client
@@ -35,18 +32,12 @@ _REVIEW = re.compile(r'aclImdb/(train|test)/(neg|pos|unsup)/[^/]+\.txt')
 
 def provide_archive(downloads: pathlib.Path,
                     announce: Callable[[str], None]) -> None:
-  """Puts IMDB's archive where tfds looks for it, if it is not there yet.
+  """Puts IMDB's archive where tfds, in `downloads`, looks for it.
 
   tfds' own downloader has no timeout, makes ten retries and leaves a broken
-  download lying about; this one gives up at once and leaves nothing.
-
-  Args:
-    downloads: tfds' download directory.
-    announce: is told in one line what is downloaded.
-
-  Raises:
-    UserError: the network or the server failed, or the archive is another.
-    OSError: the directory can't be written.
+  download lying about; this one gives up at once and leaves nothing. `announce`
+  is told in one line what is downloaded. Raises UserError if the network or the
+  server failed or the archive is another, OSError if it can't be written.
   """
   ((url, info),) = ImdbReviews.url_infos.items()
   cached = resource.get_dl_fname(url, info.checksum)
@@ -115,10 +106,7 @@ def _probe(url: str) -> None:
 
 
 def read_archive(path: Any) -> Iterator[tuple[str, BinaryIO]]:
-  """Yields (name in the archive, content) of each review; extracts nothing.
-
-  Raises UserError if the .tar.gz file is damaged.
-  """
+  """Yields name and content of all reviews; UserError if it is damaged."""
   try:
     with tarfile.open(path, 'r|gz') as archive:
       for member in archive:
@@ -133,11 +121,7 @@ def read_archive(path: Any) -> Iterator[tuple[str, BinaryIO]]:
 
 class ImdbReviews(  # type: ignore[call-arg]
     stock.Builder, skip_registration=True):
-  """tfds' own imdb_reviews, but for the code that reads the archive.
-
-  Examples, keys and directory are the stock builder's, so what either prepares
-  the other reads, in the same order.
-  """
+  """tfds' own imdb_reviews, which reads what this prepares, and vice versa."""
 
   name = 'imdb_reviews'
   # tfds looks for these two beside the class: without them it would neither

@@ -1,7 +1,6 @@
 """Reviews as ragged token ids: the splits of a data set, kept in the cache.
 
-The cache is keyed by everything that its content depends on, and written to a
-temporary name and renamed: a stale or half-written file is never read.
+It is keyed by all that its content depends on: a stale file is never read.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,16 +36,10 @@ Announce = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reviews:
-  """The n reviews of a split as ragged token ids.
-
-  Attributes:
-    ids: unsigned [tokens of all reviews] token ids, one review after another.
-    offsets: int64 [n + 1]; review i is ids[offsets[i]:offsets[i + 1]].
-    labels: int8 [n], 1 positive, 0 negative.
-  """
-  ids: np.ndarray
-  offsets: np.ndarray
-  labels: np.ndarray
+  """The n reviews of a split; review i is ids[offsets[i]:offsets[i + 1]]."""
+  ids: np.ndarray  # unsigned [tokens of all reviews]
+  offsets: np.ndarray  # int64 [n + 1]
+  labels: np.ndarray  # int8 [n], 1 positive, 0 negative
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -77,8 +70,7 @@ def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
 def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
-  `config` is the whole one, and `announce` called with one line about each
-  thing that takes time. Raises UserError if the data set can't be had.
+  `announce` is told what takes time; UserError if the data set can't be had.
   """
   with processes.one_at_a_time():
     data = config.data
@@ -106,9 +98,8 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
   """Reads the splits that are asked for, some of `SPLITS`; each file once.
 
   Validation is the last part of the training reviews in tfds' order, which tfds
-  has shuffled once and for all. `config` and `announce` as in
-  `training_tokenizer`. Raises UserError if the data can't be had, or a split is
-  empty.
+  has shuffled once and for all. `announce` as in `training_tokenizer`. Raises
+  UserError if the data can't be had, or a split is empty.
   """
   with processes.one_at_a_time():
     data = config.data

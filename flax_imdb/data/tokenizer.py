@@ -36,16 +36,11 @@ _MOST_BYTES = 1 << 25
 
 
 def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-  """Learns the most frequent words.
+  """Learns the most frequent words of reviews: of the training split alone.
 
-  Args:
-    texts: reviews; only the training split's, or evaluation would leak.
-    vocab_size: number of ids, the 4 special ones included; at least 5.
-
-  Returns:
-    A word-level tokenizer with at most `vocab_size` ids: lower case, `<br />`
-    and punctuation read as a space, apostrophes inside words kept. Words of
-    equal frequency are taken in alphabetical order.
+  Returns a word-level tokenizer of at most `vocab_size` ids, at least 5, the 4
+  special ones included: lower case, `<br />` and punctuation read as a space,
+  apostrophes inside words kept, words of equal frequency in alphabetical order.
   """
   tokenizer = Tokenizer(models.WordLevel(unk_token='[UNK]'))
   tokenizer.normalizer = normalizers.Sequence([
@@ -71,10 +66,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-  """Writes `tokenizer.json`.
-
-  Raises UserError if `load_tokenizer` would refuse it, or as `files.write`.
-  """
+  """Writes `tokenizer.json`; UserError if it is too large to load again."""
   content = tokenizer.to_str(pretty=True).encode()
   if len(content) > _MOST_BYTES:
     raise UserError(f'the words take {len(content):,} bytes, more than '

@@ -8,13 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.checkpoint import run
-from flax_imdb.cluster import processes
-from flax_imdb.cluster.devices import (
-  data_parallel_forward,
-  gather_rows,
-  own_rows,
-  shard,
-)
+from flax_imdb.cluster import devices, processes
 from flax_imdb.data.batches import eval_batches
 from flax_imdb.data.reviews import Reviews, load_splits
 from flax_imdb.model import classifier
@@ -24,25 +18,24 @@ Logits = Callable[[Any, Reviews], np.ndarray]
 
 
 def make_forward(model: classifier.SentimentClassifier,
-                 devices: Sequence[jax.Device] | None = None) -> Callable:
+                 others: Sequence[jax.Device] | None = None) -> Callable:
   """Makes forward(params, batch) -> float32 [devices, rows] logits.
 
-  The batch holds ids and lengths, after `devices.shard`; `devices` as in
-  `devices.data_parallel`.
+  The batch holds ids and lengths, after `devices.shard`; `others` are devices
+  as in `devices.data_parallel`.
   """
   def apply(params, batch):
     return model.apply({'params': params}, batch['ids'], batch['lengths'])
-  return data_parallel_forward(apply, devices)
+  return devices.data_parallel_forward(apply, others)
 
 
 def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
                 compiled: CompileClock) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
-  `params` are replicated parameters. Each review goes through the model once;
-  what fills up the last batch is thrown away. A review's logit does not depend
-  on the number of devices, nor, as long as padding is masked, on its batch.
-  Each process works on its own rows, and all get the logits of all.
+  `params` are replicated. Each review goes through the model once; its logit
+  does not depend on the number of devices, nor, as long as padding is masked,
+  on its batch. Each process works on its own rows, and all get all logits.
   """
   forward = compiled.wrap(make_forward(model))
 
@@ -51,14 +44,15 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
     computed: list[Any] = []
     for rows, batch in eval_batches(
         reviews, config.global_batch_size, config.data.bucket_width,
-        config.data.max_length, own_rows(config.global_batch_size)):
+        config.data.max_length, devices.own_rows(config.global_batch_size)):
       batch = {k: batch[k] for k in ('ids', 'lengths')}
-      computed.append(forward(params, shard(batch)))
+      computed.append(forward(params, devices.shard(batch)))
       if places:  # waits for the batch before: the devices work on this one
         computed[-2] = np.ravel(computed[-2])
       places.append(rows)
       processes.report_alive()
-    everywhere = gather_rows(np.array([np.ravel(x) for x in computed]))
+    everywhere = devices.gather_rows(
+        np.array([np.ravel(x) for x in computed]))
     result = np.empty(len(reviews), np.float32)
     for rows, values in zip(places, everywhere, strict=True):
       result[rows] = values[:len(rows)]
@@ -68,11 +62,10 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  """Mean loss and accuracy of float logits [n] and int labels [n], 0 or 1.
+  """Scores float logits [n] against int labels [n], 0 or 1.
 
-  Returns:
-    loss: binary cross entropy in nats, added up in float64; accuracy: share of
-    reviews on the right side of 0; n.
+  Returns loss: mean binary cross entropy in nats, added up in float64;
+  accuracy: share of reviews on the right side of 0; n.
   """
   z = logits.astype(np.float64)
   with np.errstate(invalid='ignore'):  # of infinite logits the mean is NaN
@@ -92,9 +85,8 @@ def evaluate_run(workdir: str, which: str | None, split: str,
                  announce: Callable[[str], None]) -> None:
   """Tells the scores of a run directory on a split, one of `SPLITS`.
 
-  `which` as in `run.restore`. `introduce` is told the run's config before
-  anything takes time, `announce` the rest. Raises UserError as `run.restore`
-  and `load_splits`.
+  `introduce` is told the run's config before anything takes time, `announce`
+  the rest. `which` and errors as of `run.restore`, and of `load_splits`.
   """
   restored = run.restore(workdir, which)
   introduce(restored.config)

@@ -28,15 +28,13 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   logit means the second of them; rows, the reviews of one call with which
   predict computes on a device of this machine; step, of the parameters.
 
-  It becomes export/ of the run directory; `which` as in `run.restore`. Returns
-  one line that says what was written. Raises UserError if the run can't be
-  opened, or the directory can't be written.
+  It becomes export/ of the run directory. Returns one line that says what was
+  written. `which` and errors as of `run.restore`, and of `files.write`.
   """
   restored = run.restore(workdir, which)
   config, folder = restored.config, files.as_path(workdir) / 'export'
-  about = {'labels': LABELS, 'threshold': 0.0,
-           'rows': config.global_batch_size // jax.local_device_count(),
-           'step': restored.step}
+  about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
+           'rows': config.global_batch_size // jax.local_device_count()}
   files.write(folder / 'tokenizer.json',
               serving_tokenizer(restored.tokenizer, config))
   files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')

@@ -29,8 +29,7 @@ def predict_run(workdir: str, which: str | None, texts: Sequence[str],
                 as_json: bool) -> None:
   """Prints `prediction_text` for each review, or what `predict` returns.
 
-  `which` as in `run.restore`. Raises UserError as it does, or if standard
-  output can't be written.
+  `which` and errors as of `run.restore`, and of `files.writing`.
   """
   found = run.restore(workdir, which)
   logits = evaluate.make_logits(found.config, found.model, CompileClock())
@@ -70,7 +69,7 @@ def read_reviews(words: Sequence[str], file: str | None) -> list[str]:
                     'instance with iconv -t UTF-8') from e
   if not text:
     raise UserError(f'{source} is empty: give one review a line')
-  # Not splitlines(), which also splits where a review has a form feed.
+  # splitlines() would also split where a review has a form feed.
   lines = text.replace('\r\n', '\n').removesuffix('\n').split('\n')
   for number, review in enumerate(lines, 1):
     if len(review) > _MOST_CHARACTERS:
@@ -94,8 +93,7 @@ def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
             texts: Sequence[str]) -> list[dict[str, Any]]:
   """Returns label, probability of a positive review, and text, for each text.
 
-  And a note where the answer rests on nothing: a text that is empty or holds
-  only words unknown to the tokenizer.
+  And a note where the text is empty or has only words not in the tokenizer.
   """
   reviews = encode_reviews(tokenizer, texts)
   rows = np.split(reviews.ids, reviews.offsets[1:-1])

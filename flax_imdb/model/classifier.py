@@ -26,11 +26,7 @@ Params = dict[str, Any]
 
 
 class SentimentClassifier(nn.Module):
-  """Token ids in, one logit a review out.
-
-  Attributes: the number of token ids, and the fields of `config.model` in
-  `configs/default.py`.
-  """
+  """Token ids in, one logit a review out; see configs/default.py, `model`."""
   vocab_size: int
   embedding_dim: int
   cell: str
@@ -56,11 +52,9 @@ class SentimentClassifier(nn.Module):
                dropout_keys_B: jax.Array | None = None) -> jax.Array:
     """Computes float32 [B] logits; positive means a positive review.
 
-    Args:
-      ids_BT: int32 [B, T] token ids, padded at the end.
-      lengths_B: int32 [B] tokens of each review, 1 to T.
-      dropout_keys_B: one PRNG key a review, or None for no dropout. A row's
-        masks depend on its own key alone, neither on B nor on T.
+    Takes int32 [B, T] ids, padded at the end, int32 [B] tokens of each review,
+    1 to T, and a PRNG key a review, or None for no dropout: a row's masks
+    depend on its own key alone, neither on B nor on T.
     """
     if dropout_keys_B is not None and self.word_dropout:
       keep = _keep(dropout_keys_B, 0, self.word_dropout, ids_BT.shape[1:])
@@ -68,23 +62,18 @@ class SentimentClassifier(nn.Module):
     x_TBE = nn.Embed(
         self.vocab_size, self.embedding_dim, name='embed',
         embedding_init=nn.initializers.glorot_uniform())(ids_BT.T)
-    if dropout_keys_B is not None and self.embedding_dropout:
-      keep = _keep(dropout_keys_B, 1, self.embedding_dropout, x_TBE.shape[2:])
-      x_TBE = jnp.where(keep, x_TBE / (1 - self.embedding_dropout), 0)
+    x_TBE = _dropout(x_TBE, dropout_keys_B, 1, self.embedding_dropout)
     x_TBE = self.perturb('x', x_TBE)
 
     for layer in range(self.layers):
-      states = [
-          RecurrentLayer(
-              self.cell, self.width, jnp.dtype(self.dtype), self.mask_padding,
-              reverse=direction == 'backward', remat=self.remat,
-              name=f'{direction}_{layer}')(x_TBE, lengths_B)
-          for direction in self.directions]
+      states = [RecurrentLayer(
+          self.cell, self.width, jnp.dtype(self.dtype), self.mask_padding,
+          reverse=direction == 'backward', remat=self.remat,
+          name=f'{direction}_{layer}')(x_TBE, lengths_B)
+                for direction in self.directions]
       x_TBE = jnp.concatenate([h_TBH for h_TBH, _ in states], axis=-1)
     pooled_BF = self._pool(states, lengths_B)
-    if dropout_keys_B is not None and self.pooled_dropout:
-      keep = _keep(dropout_keys_B, 2, self.pooled_dropout, pooled_BF.shape[1:])
-      pooled_BF = jnp.where(keep, pooled_BF / (1 - self.pooled_dropout), 0)
+    pooled_BF = _dropout(pooled_BF, dropout_keys_B, 2, self.pooled_dropout)
 
     # In float32: bfloat16 would round logits to 8 bits, and save nothing here.
     dense = functools.partial(
@@ -122,6 +111,13 @@ def _keep(keys_B: jax.Array, kind: int, rate: float, shape: tuple[int, ...]):
   return jax.vmap(row)(keys_B)
 
 
+def _dropout(x: jax.Array, keys_B: jax.Array | None, kind: int, rate: float):
+  """Drops features of [..., B, features], the same at all time steps."""
+  if keys_B is None or not rate:
+    return x
+  return jnp.where(_keep(keys_B, kind, rate, x.shape[-1:]), x / (1 - rate), 0)
+
+
 def build_model(config: ConfigDict) -> SentimentClassifier:
   """Makes the model that `config` describes; holds no arrays.
 
@@ -129,8 +125,7 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
   """
   model = SentimentClassifier(
       vocab_size=config.data.vocab_size, **config.model.to_dict())
-  count = parameter_count(param_shapes(model))
-  if count > MOST_PARAMETERS:
+  if (count := parameter_count(param_shapes(model))) > MOST_PARAMETERS:
     raise UserError(
         f'the config asks for {count:,} parameters, more than '
         f'{MOST_PARAMETERS:,}: lower config.data.vocab_size, '

@@ -1,8 +1,7 @@
-"""Keras' weights to parameters and back.
+"""Keras' weights to parameters and back; nothing is ever unpickled.
 
 For the notebook's architecture: Embedding, one LSTM or SimpleRNN, Dense, Dense.
-Both sides store the same arrays, gates in the order i f g o; only the names
-differ. Nothing is ever unpickled.
+Both store the same arrays, gates in the order i f g o, under other names.
 """
 
 from collections.abc import Sequence
@@ -31,20 +30,16 @@ _ARRAYS = (
     ('hidden/kernel', 'layers/dense/vars/0', 'HD'),
     ('hidden/bias', 'layers/dense/vars/1', 'D'),
     ('logit/kernel', 'layers/dense_1/vars/0', 'D1'),
-    ('logit/bias', 'layers/dense_1/vars/1', '1'),
-)
-# The parameters of the largest model there may be, in float64: a stranger's
-# file must not fill the memory.
+    ('logit/bias', 'layers/dense_1/vars/1', '1'))
+# The largest model in float64: a stranger's file must not fill the memory.
 _MOST_BYTES = 8 * MOST_PARAMETERS
 
 
 def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Any]:
   """Turns model.get_weights() into parameters, float32.
 
-  `weights` are embedding [V, E], kernel [E, G], recurrent kernel [H, G], bias
-  [G], first Dense [H, D] and [D], second Dense [D, 1] and [1]; G is 4H for an
-  LSTM and H for a SimpleRNN. Raises UserError if their number or a shape does
-  not fit; names which.
+  `weights` have the shapes in `_ARRAYS`, where G is 4H for an LSTM and H for a
+  SimpleRNN. Raises UserError, which names what does not fit.
   """
   if len(weights) != len(_ARRAYS):
     raise UserError(
@@ -73,13 +68,11 @@ def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Any]:
 def to_keras(params: dict[str, Any]) -> list[np.ndarray]:
   """Turns parameters into what model.set_weights() takes; float32 arrays.
 
-  Raises UserError, and names an array, if the architecture is not the
-  notebook's.
+  Raises UserError, which names an array, if this is not the notebook's model.
   """
   flat = flatten_dict(params, sep='/')
   names = [name for name, _, _ in _ARRAYS]
-  other = sorted(set(flat) ^ set(names))
-  if other:
+  if other := sorted(set(flat) ^ set(names)):
     raise UserError(f'Keras has no place for this model: {other[0]} is ' + (
         'not in the notebook' if other[0] in flat else 'missing'))
   weights = [np.asarray(flat[name], np.float32) for name in names]

@@ -51,12 +51,9 @@ class LSTMCell(nn.Module):
 
 
 class SimpleRNNCell(nn.Module):
-  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990).
-
-  `dtype` as of `LSTMCell`.
-  """
+  """Keras' SimpleRNN cell, h' = tanh(x W + h R + b) (Elman 1990)."""
   width: int
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # as of `LSTMCell`
 
   @nn.compact
   def __call__(self, carry: Carry, x_BE: jax.Array) -> Carry:
@@ -101,38 +98,26 @@ class _Step(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-  """A cell of `CELLS` scanned over time.
-
-  Attributes:
-    width: H, units.
-    dtype: as of `LSTMCell`.
-    mask_padding: freeze the carry at t >= length. A backward layer then waits
-      in its zero carry until it meets the review's last word, so no sequence
-      is ever turned round.
-    reverse: read from the last step to the first.
-    remat: compute the gates again in the backward pass rather than store
-      them: on a CPU twice as fast, for it writes a tenth of the memory.
-  """
+  """A cell of `CELLS` scanned over time, with `width` H units."""
   cell: str
   width: int
   dtype: Any = jnp.float32
+  # Freeze the carry at t >= length. A backward layer then waits in its zero
+  # carry for the review's last word, so no sequence is ever turned round.
   mask_padding: bool = True
-  reverse: bool = False
+  reverse: bool = False  # read from the last step to the first
+  # Compute the gates again in the backward pass rather than store them: on a
+  # CPU twice as fast, for it writes a tenth of the memory.
   remat: bool = True
 
   @nn.compact
   def __call__(self, x_TBE: jax.Array,
                lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Runs the layer.
+    """Reads float32 [T, B, E] inputs, int32 [B] valid steps of each, 1 to T.
 
-    Args:
-      x_TBE: float32 [T, B, E] inputs, time first.
-      lengths_B: int32 [B] valid steps of each review, 1 to T.
-
-    Returns:
-      float32 [T, B, H] hidden states, where past a review's end its state
-      repeats, and [B, H] that after the last word read. Who needs only the
-      latter spares the loop from writing the former.
+    Returns float32 [T, B, H] hidden states, where past a review's end its state
+    repeats, and [B, H] that after the last word read. Who needs only the latter
+    spares the loop from writing the former.
     """
     length, batch_size, _ = x_TBE.shape
     # prevent_cse only guards code outside of loops; in a scan it costs time.

@@ -1,8 +1,8 @@
 """The half of `files` for a bucket: gs://BUCKET/DIR.
 
-An object is put in its place whole, so it needs no other name first. The paths
-are `epath.Path`s, which go through gcsfs, as orbax' own do; arrays go through
-TensorStore, which talks to the store by itself. All is imported only if needed.
+An object is put in its place whole, without another name first. The paths are
+`epath.Path`s, which go through gcsfs, as orbax' own do; arrays go through
+TensorStore. All is imported only if needed.
 """
 
 from collections.abc import Iterator
@@ -32,8 +32,7 @@ _TENSORSTORE = re.compile(
 def absolute(where: str) -> str:
   """A directory's name as all write it, without a / at its end.
 
-  Raises UserError if it is none of Google Cloud Storage, or one that not all
-  clients read in the same way.
+  Raises UserError if it is none that all clients of gs:// read in the same way.
   """
   found = re.sub('(?<!:)/+', '/', where).rstrip('/')
   if not (_NAME.fullmatch(found) and found.isprintable()
@@ -98,8 +97,7 @@ def _reach(bucket: str) -> None:
 def failure(error: Exception) -> str | None:
   """What the store or the way to it failed with, in a line.
 
-  None if an error says something of a file, such as that it is missing, or has
-  nothing to do with a store.
+  None if an error says something of a file or has nothing to do with a store.
   """
   if 'gcsfs' not in sys.modules:  # nothing here is remote
     return None
@@ -109,10 +107,9 @@ def failure(error: Exception) -> str | None:
     return None
   if found := _TENSORSTORE.match(text):
     return found[0].strip()[:400]
-  if module.startswith(CLIENTS) or (
-      isinstance(error, OSError) and text.startswith('Forbidden: ')):
-    return (text or type(error).__name__)[:400]
-  return None
+  known = module.startswith(CLIENTS) or (
+      isinstance(error, OSError) and text.startswith('Forbidden: '))
+  return (text or type(error).__name__)[:400] if known else None
 
 
 def raise_failure(error: Exception, what: str) -> None:

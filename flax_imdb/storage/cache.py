@@ -15,11 +15,7 @@ def directory() -> pathlib.Path:
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-  """Lets the processes of a machine through one after another.
-
-  Raises:
-    OSError: the directory can't be made or written.
-  """
+  """Lets one process of a machine through at a time; may raise OSError."""
   directory().mkdir(parents=True, exist_ok=True)
   with open(directory() / 'lock', 'w') as f:
     fcntl.flock(f, fcntl.LOCK_EX)  # until the file is closed

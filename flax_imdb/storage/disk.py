@@ -78,7 +78,7 @@ def sizes(folder: pathlib.Path) -> Iterator[tuple[pathlib.PurePath, int]]:
 def remove_leftovers(
     folder: pathlib.Path, names: str, seconds: float = 0) -> None:
   """See `files.remove_leftovers`."""
-  for file in folder.glob(f'{names}.[0-9]*.tmp'):
+  for file in folder.glob(f'{names}.[0-9]*.tmp'):  # others are the user's
     with contextlib.suppress(FileNotFoundError):  # another one was faster
       if file.stat().st_mtime <= time.time() - seconds:
         file.unlink()

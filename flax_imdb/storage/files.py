@@ -24,8 +24,8 @@ def _place(path: Path) -> Any:
 def as_path(where: Path) -> pathlib.Path:
   """The path of a run directory, or of what is in it.
 
-  In a bucket an `epath.Path`, which is no subclass but has the methods that a
-  run directory needs. Raises UserError as `bucket.as_path`.
+  In a bucket an `epath.Path`, no subclass, but with all methods needed here.
+  Raises UserError as `bucket.as_path`.
   """
   return _place(where).as_path(os.fspath(where))
 
@@ -42,9 +42,7 @@ def absolute(where: str) -> str:
 def writing(path: Path) -> Iterator[None]:
   """Names `path` and the fix where what the context writes can't be written.
 
-  Raises:
-    UserError: the disk is full or read-only, or what else an OSError tells.
-    StoreError: the object store failed.
+  Raises UserError for an OSError, StoreError where the object store failed.
   """
   try:
     yield
@@ -72,10 +70,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-  """Adds to a file, made if need be; on disk when this returns.
-
-  Raises as `writing`; on a disk a part may then be written.
-  """
+  """Adds to a file, made if need be; on disk, unless it raises as `writing`."""
   with writing(path):
     _place(path).append(as_path(path), content)
 
@@ -89,16 +84,10 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
 def read_bytes(
     path: Path, most: int,
     fix: str = 'copy the run directory again, or train again') -> bytes:
-  """Reads a file that a stranger may have made.
+  """Reads a file that a stranger may have made, of at most `most` bytes.
 
-  Args:
-    path: the file; a pipe or a device, which might never end, is refused.
-    most: bytes; a larger file is refused before it is read.
-    fix: what the user can do where it can't be read.
-
-  Raises:
-    UserError: it can't be read, is no regular file or is too large.
-    StoreError: the object store failed.
+  Raises UserError, which tells the `fix`, if it can't be read, is larger, or is
+  a pipe or a device, which might never end; StoreError if the store failed.
   """
   try:
     with _place(path).opened(as_path(path)) as (file, size):
@@ -124,8 +113,5 @@ def sizes(folder: Path) -> Iterator[tuple[pathlib.PurePath, int]]:
 
 
 def remove_leftovers(folder: pathlib.Path, names: str) -> None:
-  """Removes what a killed process left of `write`; `names` is a pattern.
-
-  Other files that end in .tmp are the user's.
-  """
+  """Removes what a killed `write` left of files whose names match a pattern."""
   _place(folder).remove_leftovers(folder, names)

@@ -1,7 +1,6 @@
 """NumPy's .npz files, which may be a stranger's: sizes first, then arrays.
 
-NumPy itself makes an array as large as its header says before it reads a byte
-of it. Nothing is ever unpickled.
+NumPy makes an array as large as its header says. Nothing is ever unpickled.
 """
 
 import math
@@ -24,9 +23,8 @@ def read_arrays(
     path: str | os.PathLike[str], most: int) -> dict[str, np.ndarray]:
   """Reads the arrays of numbers that np.savez or np.savez_compressed wrote.
 
-  They are by name and in the file's order. Raises one of `ERRORS` if the file
-  is damaged, holds something else, or arrays of more than `most` bytes
-  together, which are then not allocated.
+  By name, in the file's order. Raises one of `ERRORS` if the file is damaged or
+  holds anything else, or more than `most` bytes, which are not allocated.
   """
   arrays = {}
   with open(path, 'rb') as file, zipfile.ZipFile(file) as archive:

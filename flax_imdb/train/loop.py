@@ -35,30 +35,20 @@ from flax_imdb.train.step import (
 )
 from flax_imdb.train.writers import Writers
 
-# The host looks at the metrics and at the votes to stop each so many steps, and
-# then at old ones, of the look before: the queue of an accelerator is bounded
-# and never runs dry.
+# The host looks at the metrics and the votes each so many steps, and then at
+# those of the look before: an accelerator's queue is bounded, never runs dry.
 WAIT_EVERY = 8
 
 
 def train(config: ConfigDict, workdir: str,
           terminal: Terminal) -> dict[str, Any]:
-  """Trains, or goes on, and evaluates the best weights.
+  """Trains, or goes on where `workdir` holds a run, and evaluates the best.
 
-  Of several processes all do the same, and the first one writes.
-
-  Args:
-    config: checked by `check_fields`.
-    workdir: the run directory; one that holds a run of this config is resumed.
-    terminal: told what happens.
-
-  Returns:
-    What summary.json holds.
-
-  Raises:
-    UserError: data, devices or run directory don't fit.
-    FloatingPointError: the loss is no longer finite; nothing was saved since.
-    Preempted: a signal asked for it; the last step's state is saved.
+  Of several processes all do the same, and the first one writes. `config` is
+  one that `check_fields` has seen. Returns what summary.json holds. Raises
+  UserError if data, devices or run directory don't fit, FloatingPointError if
+  the loss is no longer finite, of which nothing is saved, and Preempted if a
+  signal asked for it, when the last step is saved.
   """
   task = _load(config, workdir, terminal)
   with (preemption.deferred(WAIT_EVERY) as stop,
@@ -166,8 +156,8 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
   else:
     stopped = training.progress.stopped
     done = stopped or training.step == task.steps_total
-    announce(('already at' if done else 'resuming from')
-             + f' step {training.step} of {task.steps_total}'
+    announce(f'{"already at" if done else "resuming from"} step '
+             f'{training.step} of {task.steps_total}'
              + (', stopped early' if stopped else ''))
   return training
 
@@ -178,11 +168,8 @@ def _run_epochs(
 
   The order matters. The metrics line is on disk before the checkpoint that
   stands for it: a kill in between repeats the epoch and its line, and loses
-  neither. An interrupted epoch has no line, and its last step is saved.
-
-  Raises:
-    FloatingPointError: a loss is not finite; it is not saved.
-    Preempted: a signal asked for it.
+  neither. An interrupted epoch has no line, and its last step is saved. Raises
+  FloatingPointError and Preempted as `train`.
   """
   checkpoints, early_stopping = training.checkpoints, task.config.early_stopping
   writers = Writers(task.workdir, training.step)
@@ -228,7 +215,7 @@ def _train_epoch(task: _Task, training: _Training, train_step: Callable,
   while not stop.agreed():
     training.state, metrics = train_step(
         training.state, devices.shard(batches(training.step)))
-    rate.add(len(batches.rows(training.step)))
+    rate.reviews += len(batches.rows(training.step))
     training.step += 1
     processes.report_alive(training.step)
     if training.step == training.began_at + 1:
@@ -274,16 +261,14 @@ def _finish(task: _Task, training: _Training,
     scores[name] = evaluate.score(task.logits(params, split), split.labels)
     stop.leave_if_asked(step, task.steps_total)
   epoch = step // task.batches.steps_per_epoch
+  trained = devices.to_host(training.state.params)
   summary = {
       'config': config.to_dict(), 'step': step, 'steps_total': task.steps_total,
       'best_step': best, 'evaluated_step': evaluated,
-      'stopped_epoch': epoch if training.progress.stopped else None,
-      **scores,
+      'stopped_epoch': epoch if training.progress.stopped else None, **scores,
       'seconds': round(training.progress.seconds, 3),
-      'parameters': classifier.parameter_count(training.state.params),
-      'params_sha256': classifier.params_sha256(
-          devices.to_host(training.state.params)),
-  }
+      'parameters': classifier.parameter_count(trained),
+      'params_sha256': classifier.params_sha256(trained)}
   run.write_summary(task.workdir, summary)
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
                *(evaluate.score_text(*item) for item in scores.items()),
@@ -294,12 +279,11 @@ def _finish(task: _Task, training: _Training,
 
 def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
   """Lines on the shortest test reviews: their label and what is predicted."""
-  data = task.config.data
-  if not task.config.show_examples:
+  if not (most := task.config.show_examples):
     return
+  data = task.config.data
   texts, labels = sources.read_texts(data.name, data.test_split)
-  shortest = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-  for row in shortest[:task.config.show_examples]:
+  for row in sorted(range(len(texts)), key=lambda i: len(texts[i]))[:most]:
     prediction, = predict.predict(
         task.logits, params, task.tokenizer, [texts[row]])
     yield (f'is {LABELS[labels[row]]}, predicted '
@@ -343,9 +327,9 @@ def _line(task: _Task, step: int, metrics: Metrics,
 
 def _live_text(task: _Task, metrics: Metrics, step: int, rate: float) -> str:
   so_far, epoch = metrics.means(), (step - 1) // task.batches.steps_per_epoch
-  return (f'epoch {epoch + 1}  step {step}/{task.steps_total}  '
-          f'loss {so_far["loss"]:.4f}  accuracy {so_far["accuracy"]:.4f}  '
-          f'{rate:,.0f} reviews/s')
+  return (f'epoch {epoch + 1}  step {step}/{task.steps_total}  loss '
+          '{loss:.4f}  accuracy {accuracy:.4f}  '.format(**so_far)
+          + f'{rate:,.0f} reviews/s')
 
 
 def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:

@@ -9,28 +9,15 @@ import jax.numpy as jnp
 
 @struct.dataclass
 class Metrics:
-  """Sums over steps, float32 [] each; a step's own are those of one step.
-
-  Attributes:
-    loss: cross entropies in nats, added up over reviews.
-    correct: reviews on the right side.
-    weight: reviews.
-    grad_norm: norms of the gradient, added up over steps.
-    skipped: steps whose loss or gradient was not finite; they are in none of
-      the sums above.
-    bad_step: the first of them, counted from 1. Without one this and what
-      follows mean nothing.
-    bad_loss: its mean loss.
-    bad_grad_norm: its gradient's norm.
-  """
-  loss: jax.Array
-  correct: jax.Array
-  weight: jax.Array
-  grad_norm: jax.Array
-  skipped: jax.Array
-  bad_step: jax.Array
-  bad_loss: jax.Array
-  bad_grad_norm: jax.Array
+  """Sums over steps, float32 [] each; a step's own are those of one step."""
+  loss: jax.Array  # cross entropies in nats, added up over reviews
+  correct: jax.Array  # reviews on the right side
+  weight: jax.Array  # reviews
+  grad_norm: jax.Array  # norms of the gradient, added up over steps
+  skipped: jax.Array  # steps that were not finite, in none of the above
+  bad_step: jax.Array  # the first of them, counted from 1; else means nothing
+  bad_loss: jax.Array  # its mean loss
+  bad_grad_norm: jax.Array  # and the norm of its gradient
 
   @classmethod
   def zero(cls) -> 'Metrics':
@@ -45,9 +32,8 @@ class Metrics:
     def if_finite(x):
       return jnp.where(finite, x, 0)
     return cls(
-        loss=if_finite(loss), correct=if_finite(correct),
-        weight=if_finite(weight), grad_norm=if_finite(grad_norm),
-        skipped=(~finite).astype(jnp.float32),
+        if_finite(loss), if_finite(correct), if_finite(weight),
+        if_finite(grad_norm), skipped=(~finite).astype(jnp.float32),
         bad_step=step.astype(jnp.float32), bad_loss=loss / weight,
         bad_grad_norm=grad_norm)
 

@@ -21,10 +21,9 @@ def learning_rate_schedule(
   warmup = round(config.warmup_epochs * steps_per_epoch)
   steps = config.num_epochs * steps_per_epoch
   peak = config.learning_rate
+  after = optax.constant_schedule(peak)
   if config.schedule == 'cosine' and steps > warmup:
     after = optax.cosine_decay_schedule(peak, steps - warmup)
-  else:
-    after = optax.constant_schedule(peak)
   rise = optax.linear_schedule(0.0, peak, warmup)
   return optax.join_schedules([rise, after], [warmup]) if warmup else after
 

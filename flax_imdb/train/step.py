@@ -18,20 +18,12 @@ from flax_imdb.train.metrics import Metrics
 
 @struct.dataclass
 class TrainState:
-  """All that a step changes; a checkpoint of it is a whole run so far.
-
-  Attributes:
-    step: int32 [] steps done.
-    params: the model's parameters, float32.
-    opt_state: optax' state.
-    ema: running average of `params`, or {} if config.ema_decay is 0.
-    metrics: sums over the epoch so far.
-  """
-  step: jax.Array
-  params: Params
+  """All that a step changes; a checkpoint of it is a whole run so far."""
+  step: jax.Array  # int32 [] steps done
+  params: Params  # float32
   opt_state: optax.OptState
-  ema: Params
-  metrics: Metrics
+  ema: Params  # running average of `params`, or {} if config.ema_decay is 0
+  metrics: Metrics  # of the epoch so far
 
   def eval_params(self) -> Params:
     """The parameters to evaluate with: the average where there is one."""
@@ -64,9 +56,8 @@ def init_state(config: ConfigDict, model: classifier.SentimentClassifier,
 def state_shapes(config: ConfigDict, model: classifier.SentimentClassifier,
                  optimizer: optax.GradientTransformation) -> TrainState:
   """`init_state` as `jax.ShapeDtypeStruct`s; the model is not traced again."""
-  return jax.eval_shape(
-      functools.partial(_first_state, config, optimizer),
-      classifier.param_shapes(model))
+  first_state = functools.partial(_first_state, config, optimizer)
+  return jax.eval_shape(first_state, classifier.param_shapes(model))
 
 
 def _first_state(config: ConfigDict, optimizer: optax.GradientTransformation,

@@ -10,9 +10,8 @@ from flax_imdb.checkpoint.manager import Progress
 
 def score(early_stopping: ConfigDict, validation: dict[str, float]) -> float:
   """One number for what `evaluate.score` returned; the larger, the better."""
-  if early_stopping.monitor == 'loss':
-    return -validation['loss']
-  return validation['accuracy']
+  return (-validation['loss'] if early_stopping.monitor == 'loss'
+          else validation['accuracy'])
 
 
 def update(early_stopping: ConfigDict, progress: Progress,

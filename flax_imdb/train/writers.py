@@ -16,21 +16,14 @@ _MOST_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 bytes each
 
 
 class Writers:
-  """metrics.jsonl and TensorBoard events of a run directory.
-
-  metrics.jsonl holds nothing that depends on the machine's speed: the lines of
-  two runs of one config can be compared byte by byte.
-  """
+  """metrics.jsonl, byte by byte the same of equal runs, and TensorBoard's."""
 
   def __init__(self, workdir: str, step: int):
     """Goes on after `step`: what an interrupted run wrote beyond it is cut.
 
-    Of several processes the first one writes, and the others' are silent.
-
-    Raises:
-      UserError: a line is damaged, or nothing can be written.
+    Raises UserError if a line is damaged, or nothing can be written.
     """
-    self._silent = processes.index() > 0
+    self._silent = processes.index() > 0  # of several the first one writes
     if self._silent:
       return
     self._path = files.as_path(workdir) / 'metrics.jsonl'
@@ -51,15 +44,10 @@ class Writers:
     self._events: Any = None  # their file, once there is one
 
   def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
-    """Writes one line, on disk when this returns.
+    """Writes one line, which has a 'step', on disk when this returns.
 
-    Args:
-      line: must have 'step'; nested dicts become tags such as train/loss.
-      rates: figures that only TensorBoard is told, such as seconds.
-
-    Raises:
-      UserError: it can't be written; a half-written line is cut when the run
-        resumes.
+    TensorBoard is told the `rates` as well; of nested dicts it gets tags such
+    as train/loss. Raises as `files.append`; a half-written line is cut later.
     """
     if self._silent:
       return
@@ -68,9 +56,8 @@ class Writers:
               flatten_dict(line | rates, sep='/').items() if tag != 'step']
     events = [{'step': line['step'], 'summary': {'value': values}}]
     if self._events is None:
-      self._events = self._path.with_name(
-          f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
-          f'.{self._start}')
+      name = f'{time.time():.0f}.{socket.gethostname()}.{self._start}'
+      self._events = self._path.with_name(f'events.out.tfevents.{name}')
       events = [{'file_version': 'brain.Event:2'},
                 # START: what other files say of later steps is purged.
                 {'step': self._start + 1, 'session_log': {'status': 1}},
