@@ -9,9 +9,9 @@ class UserError(Exception):
   status = 2
 
 
-class StoreError(Exception):
-  """The object store or the way to it failed; started again, it may go on."""
-  status = 1
+class TransientError(Exception):
+  """Something outside failed that may go away: the same command goes on."""
+  status = 69  # as EX_UNAVAILABLE of sysexits.h; the launchers start it again
 
 
 class Preempted(Exception):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from flax_imdb import __version__, cli, environment
 from flax_imdb.cluster import processes
 from flax_imdb.config import differences, packaged, read_config
-from flax_imdb.errors import Preempted, StoreError, UserError
+from flax_imdb.errors import Preempted, TransientError, UserError
 from flax_imdb.storage import bucket, files
 from flax_imdb.terminal import Terminal, quiet_libraries
 
@@ -18,8 +18,9 @@ from flax_imdb.terminal import Terminal, quiet_libraries
 def main(argv: list[str]) -> int:
   """Runs the program and returns its exit status.
 
-  0: done; 1: the run failed; 2: a mistake in what was given; 75: stopped by a
-  signal, with all of the run saved; 130: interrupted with nothing to save.
+  0: done; 1: the run failed; 2: a mistake in what was given; 69: something
+  outside failed that may go away; 75: stopped by a signal, with all of the run
+  saved; 130: interrupted with nothing to save.
   """
   debug = False
   try:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
       sys.stdout.flush()
     processes.shut_down()
     return 0
-  except (UserError, FloatingPointError, StoreError) as e:
+  except (UserError, FloatingPointError, TransientError) as e:
     if debug and processes.count() == 1:
       raise
     return _fail(str(e), getattr(e, 'status', 1))
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> int:
     return 0
   except Exception as e:
     if why := bucket.failure(e):
-      return _fail(f'the store failed ({why}): start it again', 1)
+      return _fail(f'the store failed ({why}): start it again',
+                   TransientError.status)
     processes.end_all_after(e)
     raise
 

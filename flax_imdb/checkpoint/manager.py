@@ -145,7 +145,7 @@ class Checkpoints:
     `shapes` are of one item or both, as of `jax.eval_shape`: sizes are compared
     before anything is allocated. Returns the items asked for, replicated on
     today's devices, and the progress. Raises DamagedError if the step is none
-    or damaged, UserError if it has another shape, StoreError as `wait`.
+    or damaged, UserError if it has another shape, TransientError as `wait`.
     """
     folder = self._manager.directory / str(step)
     stored = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())

@@ -15,7 +15,7 @@ import re
 import sys
 from typing import Any, BinaryIO
 
-from flax_imdb.errors import StoreError, UserError
+from flax_imdb.errors import TransientError, UserError
 
 # Without the characters that mean something in a pattern or a URL: orbax would
 # write what follows a # or ? to another place.
@@ -47,7 +47,7 @@ def as_path(where: str) -> Any:
   """The `epath.Path` of a directory or file, whose bucket is to be reached.
 
   Raises UserError as `absolute`, or if a package, credentials or the bucket are
-  missing, and StoreError if it can't be reached.
+  missing, and TransientError if it can't be reached.
   """
   where = absolute(where)
   # TensorFlow, where it is installed, would be imported to reach the store.
@@ -113,9 +113,9 @@ def failure(error: Exception) -> str | None:
 
 
 def raise_failure(error: Exception, what: str) -> None:
-  """Raises a StoreError that says what failed, if `failure` knows why."""
+  """Raises a TransientError that says what failed, if `failure` knows why."""
   if why := failure(error):
-    raise StoreError(f'{what} ({why}): look at the network, and started again '
+    raise TransientError(f'{what} ({why}): look at the network, and started again '
                      'it goes on from the last checkpoint') from error
 
 

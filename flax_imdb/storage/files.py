@@ -42,7 +42,7 @@ def absolute(where: str) -> str:
 def writing(path: Path) -> Iterator[None]:
   """Names `path` and the fix where what the context writes can't be written.
 
-  Raises UserError for an OSError, StoreError where the object store failed.
+  Raises UserError for an OSError, TransientError where the object store failed.
   """
   try:
     yield
@@ -87,7 +87,7 @@ def read_bytes(
   """Reads a file that a stranger may have made, of at most `most` bytes.
 
   Raises UserError, which tells the `fix`, if it can't be read, is larger, or is
-  a pipe or a device, which might never end; StoreError if the store failed.
+  a pipe or a device, which might never end; TransientError if the store failed.
   """
   try:
     with _place(path).opened(as_path(path)) as (file, size):
