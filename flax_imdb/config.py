@@ -78,7 +78,7 @@ _FIELDS = {
 }
 
 
-def _find(path: str, parents: tuple[pathlib.Path, ...]) -> pathlib.Path:
+def _find(path: str, parents=(pathlib.Path(), *_PARENTS)) -> pathlib.Path:
   for parent in parents:
     if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
@@ -94,7 +94,7 @@ def load_config(path: str) -> ConfigDict:
   the checkout or the installed package. Raises UserError if there is no such
   file, and says which there are, or if it fails.
   """
-  file = _find(path, (pathlib.Path(), *_PARENTS))
+  file = _find(path)
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   if not (spec and spec.loader):
     raise UserError(f'config file {file} is no Python file: give a .py one')
