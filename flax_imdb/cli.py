@@ -27,8 +27,9 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   """Reads the flags and the config, whose fields are checked.
 
-  Modes that open a run directory take the config in it instead. Raises
-  UserError if a flag or a field is unknown or does not fit; --help exits.
+  Modes that open a run directory take the config in it instead, but for
+  args.debug: None, or what --config.debug says. Raises UserError if a flag or a
+  field is unknown or does not fit; --help exits.
   """
   parser = _flags()
   args, rest = parser.parse_known_args(argv)
@@ -43,9 +44,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
       raise UserError(f'unknown flag {word}; see --help')
     override(config, field, value)
   check_fields(config)
-  if rest and args.mode not in ('train', 'prepare', 'compile'):
-    raise UserError(
-        f'{rest[0]}: --mode={args.mode} takes the config of the run directory')
+  other = [word for word in rest if not word.startswith('--config.debug=')]
+  if other and args.mode not in ('train', 'prepare', 'compile'):
+    raise UserError(f'{other[0]}: --mode={args.mode} takes the config of the '
+                    'run directory, but for --config.debug')
+  args.debug = config.debug if len(rest) > len(other) else None
   args.workdir = files.absolute(
       args.workdir or f'runs/{pathlib.Path(args.config).stem}')
   _check_utf8([*argv, args.workdir, *(os.environ.get(name, '') for name in (

@@ -153,6 +153,10 @@ def check_fields(config: ConfigDict) -> None:
   if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
     raise UserError(f'config.model.pooling={config.model.pooling}: choose last,'
                     ' mean, max, or some joined as in max+mean')
+  if config.early_stopping.patience and not config.data.validation_fraction:
+    raise UserError(
+        'config.data.validation_fraction=0 leaves no score to stop early by: '
+        'give --config.early_stopping.patience=0 as well')
   if config.data.bucket_width and not config.model.mask_padding:
     raise UserError(
         'config.model.mask_padding=False makes the answer depend on the amount '

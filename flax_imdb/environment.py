@@ -3,6 +3,7 @@
 Each is a default: what the user's environment says stays, or is refused.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -14,6 +15,18 @@ from flax_imdb.storage import cache
 MIN_ROWS_PER_DEVICE = 16
 # What jax needs to be installed for another platform than the CPU.
 _ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin')
+
+
+# jaxlib that computes wrongly, and where that is told.
+_WRONG = {'0.10.2': 'on CPUs: github.com/jax-ml/jax/issues/39103'}
+
+
+def check_jaxlib() -> None:
+  """Raises UserError for a jaxlib that is known to compute wrongly."""
+  version = importlib.metadata.version('jaxlib')
+  if why := _WRONG.get(version):
+    raise UserError(f'jaxlib {version} computes wrongly ({why}): pip install '
+                    f"--upgrade 'jax!={version}', which takes jaxlib with it")
 
 
 def _cpu_devices(global_batch_size: int, cores: int) -> int:

@@ -58,12 +58,14 @@ def main(argv: list[str]) -> int:
 
 def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
   """Sets the environment, meets other processes and finds the devices."""
+  environment.check_jaxlib()
   if args.mode == 'compile':  # or jax would look for the devices
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   elif args.mode not in ('train', 'prepare'):
     saved = files.as_path(args.workdir) / 'config.json'
     if saved.exists():
       config = read_config(saved)
+      config.debug = config.debug if args.debug is None else args.debug
   environment.configure(config.global_batch_size // (args.num_processes or 1))
   quiet_libraries()
   try:

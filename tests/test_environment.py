@@ -1,5 +1,6 @@
 """What is set before jax starts, and that the user's settings stay."""
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from flax_imdb import environment
+from flax_imdb import environment, main
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
 
@@ -167,7 +168,7 @@ def test_a_small_pool_is_kept_where_no_cpu_devices_wait(env, change):
 
 # Queued, as `pmap` by itself would have them, the steps abort at once.
 _STEPS = '''
-from flax_imdb import environment
+from flax_imdb import environment, main
 environment.configure(128)
 import jax
 import numpy as np
@@ -245,3 +246,12 @@ def test_importing_starts_nothing_heavy(module):
   out = subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=ROOT,
                        capture_output=True, text=True, check=True).stdout
   assert out == '[]\n'
+
+
+def test_a_jaxlib_that_computes_wrongly_is_refused(monkeypatch, capsys):
+  """tests/model/test_compiler.py finds whether the one in use does."""
+  monkeypatch.setattr(importlib.metadata, 'version', lambda name: '0.10.2')
+  assert main.main(['--mode=eval']) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: jaxlib 0.10.2 computes wrongly (')
+  assert error.count('\n') == 1 and 'pip install' in error

@@ -119,7 +119,8 @@ def test_any_number_of_devices_gives_the_same_run(
 
 
 @pytest.mark.parametrize(
-    'devices', [1, pytest.param(4, marks=pytest.mark.slow)])
+    'devices', [3, pytest.param(1, marks=pytest.mark.slow),
+                pytest.param(7, marks=pytest.mark.slow)])
 def test_evaluates_on_other_devices_than_it_trained_on(devices, trained):
   workdir, output = trained
   line = finished(run_main(
@@ -148,6 +149,80 @@ def test_early_stopping_stops_and_stays_stopped(tmp_path):
   assert summary['stopped_epoch'] == 3
   assert summary['best_step'] == summary['evaluated_step']
   assert 'already at step 21 of 63, stopped early' in finished(run_here(*argv))
+
+
+def test_a_resumed_run_may_go_on_for_longer_and_is_else_the_same(tmp_path):
+  argv = [*SHORT, f'--workdir={tmp_path}', '--config.schedule=constant']
+  changed = ['--config.num_epochs=3', '--config.early_stopping.patience=2',
+             '--config.show_examples=1']
+  finished(run_here(*argv))
+  saved = json.loads((tmp_path / 'config.json').read_text())
+  output = finished(run_here(*argv, *changed))
+  assert 'resuming from step 14 of 21' in output
+  assert output.count('predicted') == 1
+  # It is then the run with the new fields, for all that open it.
+  now = json.loads((tmp_path / 'config.json').read_text())
+  assert now['num_epochs'] == 3 and now['early_stopping']['patience'] == 2
+  saved |= {'num_epochs': 3, 'show_examples': 1}
+  saved['early_stopping']['patience'] = 2
+  assert now == saved
+  whole = tmp_path / 'whole'
+  finished(run_here(*argv, *changed, f'--workdir={whole}'))
+  assert ((tmp_path / 'metrics.jsonl').read_text()
+          == (whole / 'metrics.jsonl').read_text())
+  assert (_summary(tmp_path)['params_sha256']
+          == _summary(whole)['params_sha256'])
+
+
+def test_with_more_patience_a_stopped_run_goes_on(tmp_path):
+  argv = [*SHORT, f'--workdir={tmp_path}', '--config.schedule=constant',
+          '--config.learning_rate=1e-9', '--config.early_stopping.min_delta=9']
+  finished(run_here(*argv, '--config.early_stopping.patience=1',
+                    '--config.num_epochs=3'))
+  assert _summary(tmp_path)['stopped_epoch'] == 2
+  output = finished(run_here(
+      *argv, '--config.early_stopping.patience=2', '--config.num_epochs=3'))
+  assert 'resuming from step 14 of 21\n' in output
+  assert _summary(tmp_path)['step'] == 21
+
+
+def test_a_schedule_that_ends_with_the_run_keeps_its_epochs(tmp_path):
+  argv = [*SHORT, f'--workdir={tmp_path}', '--config.schedule=cosine']
+  finished(run_here(*argv, '--config.num_epochs=1'))
+  process = run_here(*argv, '--config.num_epochs=2')
+  assert process.returncode == 2
+  assert 'another config (num_epochs: 1 there, 2 now)' in process.stderr
+
+
+def test_without_validation_all_reviews_train_and_the_last_weights_count(
+    tmp_path):
+  argv = [*SHORT, f'--workdir={tmp_path}',
+          '--config.data.validation_fraction=0']
+  output = finished(run_here(*argv))
+  summary = _summary(tmp_path)
+  assert summary['train']['n'] == 110 and 'validation' not in summary
+  assert summary['best_step'] is None
+  assert summary['evaluated_step'] == summary['step'] == 14
+  assert [set(line) for line in _lines(tmp_path)] == 2 * [
+      {'epoch', 'step', 'train'}]
+  line = finished(run_here('--mode=eval', f'--workdir={tmp_path}'))
+  assert line.splitlines()[-1] in output.splitlines()
+  process = run_here('--mode=eval', f'--workdir={tmp_path}', '--step=best')
+  assert process.returncode == 2 and 'has no best step' in process.stderr
+  assert 'already at step 14 of 14' in finished(run_here(*argv))
+
+
+def test_debug_may_be_turned_on_to_look_at_a_run(trained):
+  workdir, output = trained
+  try:
+    line = finished(run_here('--mode=eval', f'--workdir={workdir}',
+                             '--config.debug=true')).splitlines()[-1]
+    assert jax.config.jax_disable_jit
+  finally:
+    jax.config.update('jax_disable_jit', False)
+    jax.config.update('jax_debug_nans', False)
+  assert line in output.splitlines()
+  assert not json.loads((workdir / 'config.json').read_text())['debug']
 
 
 @pytest.mark.slow  # an operation at a time is 500 programs to compile

@@ -43,11 +43,30 @@ def check_directory(workdir: str, config: ConfigDict) -> None:
     if is_run(workdir):
       made_with = read_config(files.as_path(workdir) / 'config.json')
       fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
-                         differences(made_with, config).items())
+                         differences(made_with, config).items()
+                         if k not in _may_change(config))
       if fields:
         raise UserError(f'{workdir} was made with another config ({fields}): '
                         'give the same one to resume, or another --workdir')
   processes.check_shared(workdir)
+
+
+def _may_change(config: ConfigDict) -> set[str]:
+  """The fields that may differ when a run resumes: all but its identity.
+
+  They say how long it goes on and what it shows. Any other would make it a run
+  whose first steps were another's: of other data, another model or other steps.
+  """
+  fields = {'debug', 'show_examples', 'early_stopping.patience', 'num_epochs'}
+  if config.schedule == 'cosine':  # which falls until the last epoch
+    fields.remove('num_epochs')
+  return fields
+
+
+def evaluates_best(config: ConfigDict) -> bool:
+  """Whether a run evaluates its best weights at its end, or else its last."""
+  return bool(config.early_stopping.restore_best
+              and config.data.validation_fraction)
 
 
 def _check_writable(workdir: str) -> None:
@@ -67,17 +86,24 @@ def _check_writable(workdir: str) -> None:
 
 def begin_directory(workdir: str, config: ConfigDict,
                     tokenizer: Tokenizer) -> None:
-  """Makes a run directory; leaves one that was made as it is.
+  """Makes a run directory, or notes what `check_directory` lets change in one.
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
   The first process writes. Raises as `initial_params` and `files.write`.
   """
-  if processes.index() > 0 or is_run(workdir):
+  path = files.as_path(workdir)
+  if processes.index() > 0:
+    return
+  if is_run(workdir):
+    made_with = read_config(path / 'config.json')
+    config = config.copy_and_resolve_references()
+    config.debug = made_with.debug  # to look at a run once is not to change it
+    if differences(made_with, config):
+      write_config(config, path / 'config.json')
     return
   if config.init_from:
     initial_params(config, classifier.build_model(config))
-  path = files.as_path(workdir)
   save_tokenizer(tokenizer, path / 'tokenizer.json')
   write_config(config, path / 'config.json')
 
@@ -94,13 +120,12 @@ def restore(workdir: str, which: str | None) -> Run:
         f'python -m flax_imdb.main --workdir={workdir}, or give another')
   path = files.as_path(workdir)
   config = read_config(path / 'config.json')
-  devices.check_batch_size(config.global_batch_size)
   try:
     model = classifier.build_model(config)
   except UserError as e:
     raise UserError(f'{path}/config.json: {e}') from e
   if which is None:
-    which = 'best' if config.early_stopping.restore_best else 'latest'
+    which = 'best' if evaluates_best(config) else 'latest'
   with Checkpoints(workdir, read_only=True) as checkpoints:
     steps = checkpoints.steps()
     if which == 'best':

@@ -30,12 +30,27 @@ def _debugging() -> bool:
   return jax.config.jax_disable_jit  # type: ignore[attr-defined]
 
 
-def check_batch_size(global_batch_size: int) -> None:
-  """Raises UserError if the devices of all can't share a batch evenly."""
+def _count() -> int:
+  """The devices of all processes; UserError if some have more than others."""
   n = len(_devices()) * processes.count()
   if processes.count() > 1 and n != jax.device_count():
     raise UserError('the processes have different numbers of devices: give '
                     'each as many, for instance with JAX_NUM_CPU_DEVICES')
+  return n
+
+
+def fill_up(batch_size: int) -> int:
+  """The next larger batch that the devices of all share evenly, if need be.
+
+  For what has no gradient, where the rows that are added cost but their time.
+  Raises UserError if some processes have more devices than others.
+  """
+  return -(-batch_size // _count()) * _count()
+
+
+def check_batch_size(global_batch_size: int) -> None:
+  """Raises UserError if the devices of all can't share a batch evenly."""
+  n = _count()
   if global_batch_size % n:
     raise UserError(
         f'config.global_batch_size={global_batch_size} is not divisible by the '

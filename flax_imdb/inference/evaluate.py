@@ -38,13 +38,14 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
   on its batch. Each process works on its own rows, and all get all logits.
   """
   forward = compiled.wrap(make_forward(model))
+  batch_size = devices.fill_up(config.global_batch_size)
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
     computed: list[Any] = []
     for rows, batch in eval_batches(
-        reviews, config.global_batch_size, config.data.bucket_width,
-        config.data.max_length, devices.own_rows(config.global_batch_size)):
+        reviews, batch_size, config.data.bucket_width, config.data.max_length,
+        devices.own_rows(batch_size)):
       batch = {k: batch[k] for k in ('ids', 'lengths')}
       computed.append(forward(params, devices.shard(batch)))
       if places:  # waits for the batch before: the devices work on this one

@@ -34,7 +34,8 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   restored = run.restore(workdir, which)
   config, folder = restored.config, files.as_path(workdir) / 'export'
   about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
-           'rows': config.global_batch_size // jax.local_device_count()}
+           'rows': devices.fill_up(config.global_batch_size)
+           // jax.local_device_count()}
   files.write(folder / 'tokenizer.json',
               serving_tokenizer(restored.tokenizer, config))
   files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')

@@ -15,6 +15,7 @@ from flax_imdb.data import sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reviews import (
   LABELS,
+  SPLITS,
   Reviews,
   data_sha256,
   load_splits,
@@ -102,7 +103,9 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
   model = classifier.build_model(config)
   run.check_directory(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
-  splits = load_splits(config, tokenizer, terminal.announce)
+  splits = load_splits(config, tokenizer, terminal.announce, [
+      split for split in SPLITS
+      if split != 'validation' or config.data.validation_fraction])
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
   processes.check_same(
       'tokenizer or data', lambda: data_sha256(tokenizer, splits['train']))
@@ -145,6 +148,7 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
     training = _Training(state, 0, Progress(), 0, checkpoints)
   else:
     items, progress = found
+    progress.stopped = stopping.is_over(config.early_stopping, progress)
     state = TrainState.from_items(**items)
     step = int(devices.to_host(state.step))
     training = _Training(state, step, progress, step, checkpoints)
@@ -155,7 +159,7 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
              'shape compiles once')
   else:
     stopped = training.progress.stopped
-    done = stopped or training.step == task.steps_total
+    done = stopped or training.step >= task.steps_total
     announce(f'{"already at" if done else "resuming from"} step '
              f'{training.step} of {task.steps_total}'
              + (', stopped early' if stopped else ''))
@@ -184,9 +188,10 @@ def _run_epochs(
         training.progress.seconds += rate.seconds()
         break
       reviews_per_second = rate.per_second()
-      validation = _validate(task, training)
-      score = stopping.score(early_stopping, validation)
-      stopping.update(early_stopping, training.progress, score)
+      validation, score = _validate(task, training), None
+      if validation:
+        score = stopping.score(early_stopping, validation)
+        stopping.update(early_stopping, training.progress, score)
       training.progress.seconds += rate.seconds()
       line = _line(task, training.step, metrics, validation)
       writers.write(line, {'reviews_per_second': reviews_per_second})
@@ -236,8 +241,12 @@ def _train_epoch(task: _Task, training: _Training, train_step: Callable,
 
 
 def _validate(task: _Task, training: _Training) -> dict[str, float]:
-  """The scores on validation; raises FloatingPointError if not finite."""
-  validation = task.splits['validation']
+  """The scores on validation, {} if all reviews train.
+
+  Raises FloatingPointError if they are not finite.
+  """
+  if not (validation := task.splits.get('validation')):
+    return {}
   result = evaluate.score(
       task.logits(training.state.eval_params(), validation), validation.labels)
   if not np.isfinite(result['loss']):
@@ -252,7 +261,7 @@ def _finish(task: _Task, training: _Training,
   """Evaluates what the config asks for, and writes the summary."""
   config, step = task.config, training.step
   best = training.checkpoints.best()
-  evaluated = best if config.early_stopping.restore_best else step
+  evaluated = best if run.evaluates_best(config) else step
   assert evaluated is not None
   params = run.restore_eval_params(
       training.checkpoints, evaluated, config, task.model)
@@ -321,8 +330,9 @@ def _line(task: _Task, step: int, metrics: Metrics,
   train_: dict[str, Any] = metrics.means()
   if task.config.on_nan == 'skip':
     train_['skipped'] = int(metrics.skipped)
-  return {'epoch': step // task.batches.steps_per_epoch, 'step': step,
-          'train': train_, 'validation': validation}
+  line = {'epoch': step // task.batches.steps_per_epoch, 'step': step,
+          'train': train_}
+  return line | {'validation': validation} if validation else line
 
 
 def _live_text(task: _Task, metrics: Metrics, step: int, rate: float) -> str:
@@ -335,6 +345,7 @@ def _live_text(task: _Task, metrics: Metrics, step: int, rate: float) -> str:
 def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:
   results = '  '.join(
       f'{name} loss {line[name]["loss"]:.4f} accuracy '
-      f'{line[name]["accuracy"]:.4f}' for name in ('train', 'validation'))
+      f'{line[name]["accuracy"]:.4f}'
+      for name in ('train', 'validation') if name in line)
   return (f'epoch {line["epoch"]}/{num_epochs}  step {line["step"]}  {results}'
           f'  {rate:,.0f} reviews/s')

@@ -106,8 +106,11 @@ def make_train_step(
     updates, opt_state = optimizer.update(
         gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    # Adam's correction (Kingma & Ba 2015, section 3) as a share of the newest:
+    # of the initial weights, where the average begins, nothing is left.
+    newest = (1 - config.ema_decay) / (1 - config.ema_decay**(state.step + 1))
     ema = optax.incremental_update(
-        params, state.ema, 1 - config.ema_decay) if state.ema else {}
+        params, state.ema, newest) if state.ema else {}
     this_step = Metrics.of_step(
         state.step + 1, loss, correct, weight, optax.tree.norm(gradient))
     if config.on_nan == 'skip':  # 7 % of a step of configs/default.py

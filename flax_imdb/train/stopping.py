@@ -22,4 +22,9 @@ def update(early_stopping: ConfigDict, progress: Progress,
     progress.reference, progress.waited = new_score, 0
   else:
     progress.waited += 1
-  progress.stopped = 0 < early_stopping.patience <= progress.waited
+  progress.stopped = is_over(early_stopping, progress)
+
+
+def is_over(early_stopping: ConfigDict, progress: Progress) -> bool:
+  """Whether a run ends here; with another patience it might not."""
+  return 0 < early_stopping.patience <= progress.waited

@@ -130,7 +130,11 @@ FLAGS = {
     'words to train': (['hello'], "unexpected 'hello'"),
     'config to eval': (
         ['--mode=eval', '--config.seed=1'],
-        'takes the config of the run directory'),
+        'takes the config of the run directory, but for --config.debug'),
+    'patience without validation': (
+        ['--config.data.validation_fraction=0',
+         '--config.early_stopping.patience=2'],
+        'no score to stop early by: give --config.early_stopping.patience=0'),
     'step to train': (['--step=3'], 'eval or predict or export, not for .*tra'),
     'split to predict': (
         ['--mode=predict', '--split=train'], '--split is for --mode=eval, not'),
