@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   config.data.name = 'imdb_reviews'  # or grammar_reviews: no network
   config.data.train_split = 'train'  # tfds split; 'train[:1000]' for a try
   config.data.test_split = 'test'  # tfds split
-  config.data.validation_fraction = 0.1  # of the training split, its last part
+  config.data.validation_fraction = 0.1  # the last of the training split; or 0
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
   config.data.max_length = 500  # tokens; the rest of a review is not read
   config.data.bucket_width = 64  # tokens; batches are padded to multiples of it
