@@ -27,8 +27,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # process would differ from one in a subprocess in its last bits.
 environment.configure(global_batch_size=32)
 
-# What a shell starts with & has to ignore SIGINT, and passes that on: bash could
-# then set no trap, and a test of Ctrl-C would wait for what can't come.
+# What a shell starts with & has to ignore SIGINT, and passes that on: bash
+# could set no trap then, and a test of Ctrl-C would wait for what can't come.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
