@@ -26,8 +26,8 @@ from flax_imdb.model import classifier
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import state_shapes
 
-# By run directory: the start of the SHA-256 over the arrays of each item, by the
-# version that wrote them.
+# By run directory: the start of the SHA-256 over the arrays of each item, as
+# read by the version that wrote them.
 ARRAYS = {
     'run_of_0.1.0': {
         'model': '8087d3b64c7b906d', 'training': '79915e455d51be88'},

@@ -33,10 +33,10 @@ _BUDGETS = {
         'operations': 74.6, 'bytes': 298.0, 'scratch': 56.5},
 }
 
-# Kernels in an iteration of the largest loops, as counted 2026-11-25, by the minor
-# version of jax, whose XLA chooses them: 0.12 slices the embedded input in one of
-# its own, where it was joined to the state. A cell that multiplies input and
-# state apart has four more. Another version needs its own line.
+# Kernels in an iteration of the largest loops, counted 2026-11-25, by the minor
+# version of jax, whose XLA chooses them: 0.12 slices the embedded input in a
+# kernel of its own, before it is joined to the state. A cell that multiplies
+# input and state apart has four more. Another version needs its own line.
 _KERNELS = {
     '0.10': {'configs/notebook.py': [25, 10], 'configs/default.py': [25, 25]},
     '0.11': {'configs/notebook.py': [25, 10], 'configs/default.py': [25, 25]},
