@@ -4,6 +4,7 @@ import fcntl
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -25,6 +26,11 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # The rest as the command line sets it: with other flags for XLA, a run in this
 # process would differ from one in a subprocess in its last bits.
 environment.configure(global_batch_size=32)
+
+# What a shell starts with & has to ignore SIGINT, and passes that on: bash
+# could set no trap then, and a test of Ctrl-C would wait for what can't come.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LEFT_OUT = pytest.StashKey[int]()
 

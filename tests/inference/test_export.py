@@ -1,5 +1,6 @@
 """What was exported answers as predict does, without this package."""
 
+from importlib import metadata
 import json
 import os
 import re
@@ -193,7 +194,12 @@ def test_its_requirements_are_all_that_the_example_needs(exported, tmp_path):
        '-d', str(tmp_path)], capture_output=True, check=False)
   if probe.returncode:
     pytest.skip('pip has no network')
+  # As they are here, of the versions that it allows: others' bits may differ.
+  versions = tmp_path / 'versions.txt'
+  versions.write_text(''.join(
+      f'{name}=={metadata.version(name)}\n'
+      for name in ('jax', 'jaxlib', 'tokenizers', 'flatbuffers')))
   requirements = EXAMPLE.with_name('requirements.txt')
-  subprocess.run([*pip, 'install', '--no-compile', '-r', str(requirements)],
-                 check=True, timeout=600)
+  subprocess.run([*pip, 'install', '--no-compile', '-r', str(requirements),
+                  '-c', str(versions)], check=True, timeout=600)
   assert _serve(folder, TEXTS, pip[0], '-W', 'error') == predictions

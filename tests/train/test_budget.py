@@ -21,17 +21,26 @@ from flax_imdb.train.step import init_state, make_train_step
 _FREE = {'parameter', 'tuple', 'get-tuple-element', 'constant', 'bitcast'}
 
 
-# By config: kernels in an iteration of the largest loops, in millions the
-# operations and bytes (a loop counted once: 64 reviews, one token each), and
-# MiB of scratch memory a device. Measured 2026-11-24, plus 3 %. Storing the
-# gates takes twice the bytes and three times the memory, all states where the
-# last one does a fifth more of both, a cell that multiplies input and state
-# apart four kernels more.
+# By config, in millions the operations and bytes (a loop counted once: 64
+# reviews, one token each), and MiB of scratch memory a device. Measured
+# 2026-11-24, plus 3 %, which jax 0.10.1 needs for the bytes and 0.11.2 and
+# 0.12.0.1 don't. Storing the gates takes twice the bytes and three times the
+# memory, all states where the last one does a fifth more of both.
 _BUDGETS = {
     'configs/notebook.py': {
-        'loops': [25, 10], 'operations': 11.2, 'bytes': 67.0, 'scratch': 17.6},
+        'operations': 11.2, 'bytes': 67.0, 'scratch': 17.6},
     'configs/default.py': {
-        'loops': [25, 25], 'operations': 74.6, 'bytes': 298.0, 'scratch': 56.5},
+        'operations': 74.6, 'bytes': 298.0, 'scratch': 56.5},
+}
+
+# Kernels in an iteration of the largest loops, counted 2026-11-25, by the minor
+# version of jax, whose XLA chooses them: 0.12 slices the embedded input in a
+# kernel of its own, before it is joined to the state. A cell that multiplies
+# input and state apart has four more. Another version needs its own line.
+_KERNELS = {
+    '0.10': {'configs/notebook.py': [25, 10], 'configs/default.py': [25, 25]},
+    '0.11': {'configs/notebook.py': [25, 10], 'configs/default.py': [25, 25]},
+    '0.12': {'configs/notebook.py': [27, 11], 'configs/default.py': [27, 27]},
 }
 
 
@@ -68,9 +77,9 @@ def test_the_step_keeps_to_its_budget(compiled):
   name, step, _ = compiled
   budget = _BUDGETS[name]
   loops = _loops(step.as_text())
-  assert len(loops) >= len(budget['loops'])
-  assert all(kernels <= most for kernels, most in
-             zip(loops, budget['loops'], strict=False)), loops
+  most = _KERNELS['.'.join(jax.__version__.split('.')[:2])][name]
+  assert len(loops) >= len(most)
+  assert all(a <= b for a, b in zip(loops, most, strict=False)), loops
   cost = step.cost_analysis()
   assert cost['flops'] / 1e6 < budget['operations']
   assert cost['bytes accessed'] / 1e6 < budget['bytes']
