@@ -24,6 +24,7 @@ from flax_imdb.data.tokenizer import (
   fit_and_encode,
   load_tokenizer,
   save_tokenizer,
+  word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files, npz
@@ -74,10 +75,13 @@ def _ragged(tokenizer: Tokenizer, rows: Sequence[np.ndarray],
 def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
-  `announce` is told what takes time; UserError if the data set can't be had.
+  Or that of data.word_index. `announce` is told what takes time; UserError if
+  the data set, or that file, can't be had.
   """
+  data = config.data
+  if data.word_index:
+    return word_index_tokenizer(data.word_index, data.vocab_size)
   with processes.one_at_a_time():
-    data = config.data
     fingerprint = sources.prepare(data.name, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,

@@ -153,6 +153,29 @@ def fit_and_encode(
   return _build(words[i] for i in learned), [ids[row] for row in rows]
 
 
+def word_index_tokenizer(
+    path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+  """The words of Keras' imdb_word_index.json, {word: rank}, 1 the commonest.
+
+  Returns a tokenizer of at most `vocab_size` ids, which are those of
+  keras.datasets.imdb.load_data(num_words=vocab_size): rank + 3, the rarer words
+  unknown. Raises UserError if the file is missing, too large or another.
+  """
+  fix = 'give the imdb_word_index.json of Keras as config.data.word_index'
+  content = files.read_bytes(path, _MOST_BYTES, fix)
+  try:
+    ranks = json.loads(content)
+    words = sorted(ranks, key=ranks.__getitem__)
+    if not words or [ranks[w] for w in words] != [*range(1, len(words) + 1)]:
+      raise ValueError('its ranks are not 1, 2, 3, ...')
+    if special := set(words) & {*_SPECIAL}:
+      raise ValueError(f'{special.pop()} is no word')
+    return _build(words[:vocab_size - FIRST_WORD_ID])
+  except Exception as e:  # whatever the file holds
+    raise UserError(
+        f'{os.fspath(path)} is not a word index ({e}): {fix}') from e
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
   """One int32 array a review: `START_ID`, then the ids of all its words."""
   if not unescapes(tokenizer):

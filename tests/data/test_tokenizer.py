@@ -21,6 +21,7 @@ from flax_imdb.data.tokenizer import (
   fit_tokenizer,
   load_tokenizer,
   save_tokenizer,
+  word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
 
@@ -237,3 +238,62 @@ def test_a_disk_that_takes_no_file_is_the_users_to_mend(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write .* make room'):
     save_tokenizer(tokenizer, tmp_path / 'file' / 'tokenizer.json')
+
+
+# As Keras ranks them; its cleaning has left other words there than ours finds.
+RANKS = {'br': 3, 'the': 1, "'quoted": 5, 'and': 2, "isn't": 4, 'film': 6}
+
+
+def _index(tmp_path, ranks):
+  path = tmp_path / 'imdb_word_index.json'
+  path.write_text(ranks if isinstance(ranks, str) else json.dumps(ranks))
+  return path
+
+
+def test_a_word_index_gives_the_ids_of_keras(tmp_path):
+  tokenizer = word_index_tokenizer(_index(tmp_path, RANKS), 100)
+  assert tokenizer.get_vocab() == {
+      '[PAD]': 0, '[START]': 1, '[UNK]': 2, '[UNUSED]': 3,
+      **{word: rank + 3 for word, rank in RANKS.items()}}
+  text = "The film isn't <br /> 'quoted' AND new."
+  assert encode(tokenizer, [text])[0].tolist() == [1, 4, 9, 7, 2, 5, 2]
+  save_tokenizer(tokenizer, tmp_path / 'tokenizer.json')
+  loaded = load_tokenizer(tmp_path / 'tokenizer.json', 100)
+  assert loaded.to_str() == tokenizer.to_str()
+
+
+@pytest.mark.parametrize('vocab_size', [5, 7, 9, 10])
+def test_words_beyond_the_vocabulary_are_unknown_as_with_num_words(
+    tmp_path, vocab_size):
+  tokenizer = word_index_tokenizer(_index(tmp_path, RANKS), vocab_size)
+  (ids,) = encode(tokenizer, ["the and isn't film"])
+  assert ids.tolist() == [1, *(i if i < vocab_size else 2
+                               for i in (4, 5, 7, 9))]
+
+
+@pytest.mark.parametrize(('ranks', 'why'), [
+    ('', 'Expecting value'), ('{', 'Expecting'), ('[]', 'not 1, 2, 3'),
+    ('["the"]', 'list'), ('{}', 'not 1, 2, 3'), ('7', 'int'),
+    ('\0', 'Expecting'),
+    ({'the': 0, 'a': 1}, 'not 1, 2, 3'), ({'the': 1, 'a': 3}, 'not 1, 2, 3'),
+    ({'the': 1, 'a': 1}, 'not 1, 2, 3'), ({'the': 1, 'a': 2.5}, 'not 1, 2'),
+    ({'the': 1, 'a': '2'}, 'not supported'), ({'the': [1]}, 'not 1, 2, 3'),
+    ({'the': 1, 'a': 10**30}, 'not 1, 2, 3'), ('{"the": NaN}', 'not 1, 2, 3'),
+    ('{"the": 1, "the": 2}', 'not 1, 2, 3'), ({'[UNK]': 1}, 'UNK. is no word'),
+    ({'\ud800': 1}, 'surrogates'), ('[' * 100_000, 'recursion')])
+def test_another_file_is_no_word_index(tmp_path, ranks, why):
+  path = _index(tmp_path, ranks)
+  with pytest.raises(UserError, match=why) as e:
+    word_index_tokenizer(path, 100)
+  assert str(path) in str(e.value) and '\n' not in str(e.value)
+  assert 'imdb_word_index.json of Keras as config.data.word_ind' in str(e.value)
+
+
+def test_a_word_index_that_is_missing_or_too_large_is_told(tmp_path):
+  path = tmp_path / 'imdb_word_index.json'
+  with pytest.raises(UserError, match='No such file.*config.data.word_index'):
+    word_index_tokenizer(path, 100)
+  with open(path, 'wb') as f:
+    f.truncate(1 << 30)
+  with pytest.raises(UserError, match='1,073,741,824 bytes.*data.word_index'):
+    word_index_tokenizer(path, 100)
