@@ -6,8 +6,8 @@
 trains both from the same state on the same random reviews, with two CPU devices
 in one process or one in each of two, and compares all bits of the state. Then
 it times them by turns, STEPS steps a round, from NumPy batches to the end of
-the last step. Printed for each size: the median time of a step, and the median of
-the ratios within a round. The small step is one in which there is little but
+the last step. Printed for each size: the median time of a step, and the median
+of the ratios within a round. The small step is one in which there is little but
 the dispatch to be timed.
 """
 

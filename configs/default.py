@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
   config.data.max_length = 500  # tokens; the rest of a review is not read
   config.data.bucket_width = 64  # tokens; batches are padded to multiples of it
+  config.data.word_index = ''  # Keras' imdb_word_index.json gives the ids
 
   config.model = ConfigDict()
   config.model.cell = 'lstm'  # or simple_rnn

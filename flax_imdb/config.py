@@ -62,6 +62,7 @@ _FIELDS = {
     'data.vocab_size': _Field(int, least=5, most=1 << 20),
     'data.max_length': _Field(int, least=2, most=1 << 20),
     'data.bucket_width': _Field(int, least=0, most=1 << 20),
+    'data.word_index': _TEXT,
     'model.cell': _Field(str, ('lstm', 'simple_rnn')),
     'model.embedding_dim': _Field(int, least=1, most=1 << 16),
     'model.width': _Field(int, least=1, most=1 << 13),
@@ -76,6 +77,9 @@ _FIELDS = {
     'model.remat': _BOOL,
     'model.dtype': _Field(str, ('float32', 'bfloat16')),
 }
+
+# Fields newer than some run directories: what these were made with.
+_ADDED = {'data.word_index': ''}
 
 
 def _find(path: str, parents=(pathlib.Path(), *_PARENTS)) -> pathlib.Path:
@@ -191,11 +195,16 @@ def write_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
 
 
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:
-  """Reads what `write_config` wrote; UserError if it is missing or damaged."""
+  """Reads what `write_config` wrote; UserError if it is missing or damaged.
+
+  Fields that its version did not have are those of `_ADDED`.
+  """
   text = files.read_bytes(path, _MOST_BYTES)
   try:
     config = ConfigDict(json.loads(text, object_pairs_hook=_once))
-  except (ValueError, TypeError, AttributeError, RecursionError) as e:
+    for name in set(_ADDED) - set(_flat(config)):
+      config.update_from_flattened_dict({name: _ADDED[name]})
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
     raise UserError(f'{path} is not a config ({e}): was the run directory '
                     'copied whole?') from e
   try:

@@ -224,6 +224,21 @@ def test_a_damaged_config_json_is_refused(tmp_path, text):
     read_config(path)
 
 
+def test_a_field_that_an_older_version_had_not_is_what_it_did(
+    tmp_path, default):
+  written = default.copy_and_resolve_references()
+  del written.data['word_index']
+  write_config(written, tmp_path / 'config.json')
+  assert differences(read_config(tmp_path / 'config.json'), default) == {}
+  default.data.word_index = 'words.json'
+  write_config(default, tmp_path / 'config.json')
+  assert read_config(tmp_path / 'config.json').data.word_index == 'words.json'
+  del written.data['vocab_size']  # which it had
+  write_config(written, tmp_path / 'config.json')
+  with pytest.raises(UserError, match='data.vocab_size is missing'):
+    read_config(tmp_path / 'config.json')
+
+
 def test_what_is_read_is_checked(tmp_path, default):
   default.optimizer = 'lion'
   write_config(default, tmp_path / 'config.json')

@@ -21,9 +21,10 @@ from flax_imdb.data import sources
 from flax_imdb.data.tokenizer import (
   VERSION,
   encode,
-  fit_tokenizer,
+  fit_and_encode,
   load_tokenizer,
   save_tokenizer,
+  word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files, npz
@@ -58,7 +59,11 @@ class Reviews:
 def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
                    labels: np.ndarray | None = None) -> Reviews:
   """Encodes n texts at full length; labels int8 [n], without them all 0."""
-  rows = encode(tokenizer, texts)
+  return _ragged(tokenizer, encode(tokenizer, texts), labels)
+
+
+def _ragged(tokenizer: Tokenizer, rows: Sequence[np.ndarray],
+            labels: np.ndarray | None) -> Reviews:
   # Two bytes an id halve the file and the memory.
   dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
   return Reviews(
@@ -70,10 +75,13 @@ def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
 def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
-  `announce` is told what takes time; UserError if the data set can't be had.
+  Or that of data.word_index. `announce` is told what takes time; UserError if
+  the data set, or that file, can't be had.
   """
+  data = config.data
+  if data.word_index:
+    return word_index_tokenizer(data.word_index, data.vocab_size)
   with processes.one_at_a_time():
-    data = config.data
     fingerprint = sources.prepare(data.name, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
@@ -86,10 +94,14 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     start = time.perf_counter()
     texts, labels = sources.read_texts(data.name, data.train_split)
     train, _ = _divide(len(labels), data.validation_fraction)
-    tokenizer = fit_tokenizer(texts[train], data.vocab_size)
+    tokenizer, rows = fit_and_encode(texts, train, data.vocab_size)
     save_tokenizer(tokenizer, path)
+    # For `load_splits`, so that these texts are read once.
+    ids_path = _ids_path(data.name, fingerprint, tokenizer, data.train_split)
+    _write(ids_path, _ragged(tokenizer, rows, labels))
     announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
-             f'{train.stop:,} reviews in {time.perf_counter() - start:.1f} s')
+             f'{train.stop:,} reviews and encoded {len(rows):,} in '
+             f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
     return tokenizer
 
 
@@ -138,8 +150,7 @@ def _divide(n: int, validation_fraction: float) -> tuple[slice, slice]:
 def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
              announce: Announce, tfds_split: str) -> Reviews:
   """All reviews of a tfds split, from the cache if it holds them."""
-  path = _cache_path(
-      name, '.npz', fingerprint, tfds_split, tokenizer.to_str(), VERSION)
+  path = _ids_path(name, fingerprint, tokenizer, tfds_split)
   if path.exists():
     try:
       # It is not packed: what claims to be larger than the file is damaged.
@@ -152,12 +163,17 @@ def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
   start = time.perf_counter()
   texts, labels = sources.read_texts(name, tfds_split)
   reviews = encode_reviews(tokenizer, texts, labels)
-  content = io.BytesIO()
-  np.savez(content, ids=reviews.ids, offsets=reviews.offsets, labels=labels)
-  files.write(path, content.getvalue())
+  _write(path, reviews)
   announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
            f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
   return reviews
+
+
+def _write(path: pathlib.Path, reviews: Reviews) -> None:
+  content = io.BytesIO()
+  np.savez(content, ids=reviews.ids, offsets=reviews.offsets,
+           labels=reviews.labels)
+  files.write(path, content.getvalue())
 
 
 def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
@@ -170,6 +186,12 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
       or (np.diff(offsets) < 1).any()  # a review has at least its start
       or not np.isin(labels, (0, 1)).all()):
     raise ValueError('its ids, offsets or labels are no reviews')
+
+
+def _ids_path(name: str, fingerprint: str, tokenizer: Tokenizer,
+              tfds_split: str) -> pathlib.Path:
+  return _cache_path(
+      name, '.npz', fingerprint, tfds_split, tokenizer.to_str(), VERSION)
 
 
 def _cache_path(name: str, suffix: str, *key) -> pathlib.Path:

@@ -5,11 +5,18 @@ saved as `tokenizer.json` in the run directory, so they can't disagree.
 
 Ids as in Keras' IMDB: 0 padding, 1 start of review, 2 unknown word, 3 never
 used, words from 4 by falling frequency.
+
+`_build` has the rules for what a word is, as `tokenizers` keeps them in the
+file. Nearly all texts are read by `_words` with `re`, three times as fast.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
+import html
+import itertools
 import json
 import os
+import re
 
 import numpy as np
 from tokenizers import (
@@ -19,7 +26,6 @@ from tokenizers import (
   normalizers,
   pre_tokenizers,
   processors,
-  trainers,
 )
 
 from flax_imdb.errors import UserError
@@ -28,41 +34,157 @@ from flax_imdb.storage import files
 PADDING_ID, START_ID, UNKNOWN_ID, FIRST_WORD_ID = 0, 1, 2, 4
 _SPECIAL = ['[PAD]', '[START]', '[UNK]', '[UNUSED]']  # their ids, in order
 
-# Part of the key of the ids cache: raise it when `encode` changes its answer.
-VERSION = 1
+# Part of the key of the ids cache: raise it when `encode` changes its answer,
+# and keep the rules before in `_build`, for the run directories made with them.
+VERSION = 2
 # Of tokenizer.json: a million words of 20 letters. What is read takes 20 times
 # as much memory at worst.
 _MOST_BYTES = 1 << 25
+
+# &eacute; and &#39;, which `tokenizers` has no rule for. They are bounded, for
+# html.unescape raises at a number of 5,000 digits, and have their semicolon, or
+# in AT&notes it would see a logical not.
+_ENTITY = re.compile(r'&#?\w{1,32};', re.ASCII)
+# After lower case, and of any name, as a browser does it: not 'a < b' or '<3'.
+_TAG = r'</?[a-z][^<>]*>'
+_APOSTROPHES = '\u2019\u02bc\u00b4`'  # what is typed for ' inside words
+# Scripts that put no space between words: each character is one, with its
+# marks. Other words are letters and digits, with apostrophes inside.
+_UNSPACED = (r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}'
+             r'\p{Myanmar}')
+_PART = (rf'[\p{{L}}\p{{Nd}}&&[^{_UNSPACED}]]'
+         rf'[\p{{L}}\p{{Nd}}\p{{M}}&&[^{_UNSPACED}]]*')
+_WORD = rf"[{_UNSPACED}]\p{{M}}*|{_PART}(?:'{_PART})*"
+# Where `re` and `tokenizers` agree: no marks to compose, and lower case is that
+# of each character. Not so the dotted capital I, which becomes two of them.
+_LATIN = '\0-\u012f\u0131-\u017f\u2010-\u2027'
+_NOT_LATIN = re.compile(f'[^{_LATIN}]')
+_LATIN_PART = '[0-9a-z\u00aa\u00b5\u00ba\u00df-\u00f6\u00f8-\u017f]+'
+_LATIN_WORD = re.compile(f"{_LATIN_PART}(?:'{_LATIN_PART})*")
+_LATIN_TAG = re.compile(_TAG)
+
+
+def _build(words: Iterable[str], version: int = VERSION) -> Tokenizer:
+  """A tokenizer of these words, with the rules of a version of this module."""
+  vocab = {word: i for i, word in enumerate([*_SPECIAL, *words])}
+  ' '.join(vocab).encode()  # the library tells half a character in ten lines
+  tokenizer = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
+  if version == 1:
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(r'<br\s*/?>'), ' '),
+        normalizers.Replace('\u2019', "'"),
+        normalizers.Replace(
+            Regex(r"[^\w\s']|_|(?<![^\W_])'|'(?![^\W_])"), ' '),
+    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  else:
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.NFC(),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(_TAG), ' '),
+        normalizers.Replace(Regex(f'[{_APOSTROPHES}]'), "'"),
+    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(_WORD), 'removed', invert=True)
+  tokenizer.post_processor = processors.TemplateProcessing(
+      single='[START] $A', special_tokens=[('[START]', START_ID)])
+  tokenizer.add_special_tokens(_SPECIAL)
+  tokenizer.encode_special_tokens = True  # a review that says [PAD] is text
+  return tokenizer
+
+
+def unescapes(tokenizer: Tokenizer) -> bool:
+  """Whether `encode` reads HTML's entities first; not of version 1."""
+  return not isinstance(
+      tokenizer.pre_tokenizer, pre_tokenizers.WhitespaceSplit)
+
+
+_RULES = _build([])
+
+
+def _words(text: str) -> list[str]:
+  """The words of a text by the rules of this version, entities read first."""
+  text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+  if not text.isascii() and _NOT_LATIN.search(text):
+    assert _RULES.normalizer and _RULES.pre_tokenizer
+    return [word for word, _ in _RULES.pre_tokenizer.pre_tokenize_str(
+        _RULES.normalizer.normalize_str(text))]
+  text = _LATIN_TAG.sub(' ', text.lower())
+  for mark in _APOSTROPHES:
+    text = text.replace(mark, "'")
+  return _LATIN_WORD.findall(text)
 
 
 def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Learns the most frequent words of reviews: of the training split alone.
 
   Returns a word-level tokenizer of at most `vocab_size` ids, at least 5, the 4
-  special ones included: lower case, `<br />` and punctuation read as a space,
-  apostrophes inside words kept, words of equal frequency in alphabetical order.
+  special ones included: lower case, NFC, HTML's tags and entities and
+  punctuation read as what they mean or as a space, apostrophes inside words
+  kept, each character of a script without spaces a word, words of equal
+  frequency in alphabetical order.
   """
-  tokenizer = Tokenizer(models.WordLevel(unk_token='[UNK]'))
-  tokenizer.normalizer = normalizers.Sequence([
-      normalizers.Lowercase(),
-      normalizers.Replace(Regex(r'<br\s*/?>'), ' '),
-      normalizers.Replace('\u2019', "'"),  # so that don\u2019t is don't
-      normalizers.Replace(Regex(r"[^\w\s']|_|(?<![^\W_])'|'(?![^\W_])"), ' '),
-  ])
-  tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  tokenizer.post_processor = processors.TemplateProcessing(
-      single='[START] $A', special_tokens=[('[START]', START_ID)])
-  trainer = trainers.WordLevelTrainer(
-      vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False)
-  tokenizer.train_from_iterator(texts, trainer)
-  tokenizer.encode_special_tokens = True  # a review that says [PAD] is text
-  return tokenizer
+  return fit_and_encode(list(texts), slice(None), vocab_size)[0]
+
+
+def fit_and_encode(
+    texts: Sequence[str], train: slice,
+    vocab_size: int) -> tuple[Tokenizer, list[np.ndarray]]:
+  """Fits to texts[train] and encodes all texts, each of which is read once.
+
+  Returns what `fit_tokenizer` and then `encode` would.
+  """
+  numbers: collections.defaultdict[str, int] = collections.defaultdict(
+      itertools.count().__next__)
+  numbers[_SPECIAL[START_ID]]
+  rows = [np.fromiter(map(numbers.__getitem__, [
+      _SPECIAL[START_ID], *_words(text)]), np.int32) for text in texts]
+  words = list(numbers)
+  counts = np.bincount(
+      np.concatenate([np.zeros(0, np.int32), *rows[train]]),
+      minlength=len(words))
+  learned = sorted(np.flatnonzero(counts[1:]) + 1,
+                   key=lambda i: (-counts[i], words[i]))
+  learned = learned[:vocab_size - FIRST_WORD_ID]
+  ids = np.full(len(words), UNKNOWN_ID, np.int32)
+  ids[0] = START_ID
+  ids[learned] = np.arange(len(learned)) + FIRST_WORD_ID
+  return _build(words[i] for i in learned), [ids[row] for row in rows]
+
+
+def word_index_tokenizer(
+    path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
+  """The words of Keras' imdb_word_index.json, {word: rank}, 1 the commonest.
+
+  Returns a tokenizer of at most `vocab_size` ids, which are those of
+  keras.datasets.imdb.load_data(num_words=vocab_size): rank + 3, the rarer words
+  unknown. Raises UserError if the file is missing, too large or another.
+  """
+  fix = 'give the imdb_word_index.json of Keras as config.data.word_index'
+  content = files.read_bytes(path, _MOST_BYTES, fix)
+  try:
+    ranks = json.loads(content)
+    words = sorted(ranks, key=ranks.__getitem__)
+    if not words or [ranks[w] for w in words] != [*range(1, len(words) + 1)]:
+      raise ValueError('its ranks are not 1, 2, 3, ...')
+    if special := set(words) & {*_SPECIAL}:
+      raise ValueError(f'{special.pop()} is no word')
+    return _build(words[:vocab_size - FIRST_WORD_ID])
+  except Exception as e:  # whatever the file holds
+    raise UserError(
+        f'{os.fspath(path)} is not a word index ({e}): {fix}') from e
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
   """One int32 array a review: `START_ID`, then the ids of all its words."""
-  encodings = tokenizer.encode_batch_fast(list(texts))
-  return [np.asarray(e.ids, np.int32) for e in encodings]
+  if not unescapes(tokenizer):
+    return [np.asarray(encoding.ids, np.int32)
+            for encoding in tokenizer.encode_batch_fast(list(texts))]
+  vocab = tokenizer.get_vocab()
+  return [np.array([START_ID, *(vocab.get(word, UNKNOWN_ID)
+                                for word in _words(text))], np.int32)
+          for text in texts]
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
@@ -77,17 +199,15 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 def load_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
   """Reads what `save_tokenizer` wrote, in which only the words may differ.
 
-  The file may be a stranger's: another normalizer's pattern could take for
-  ever, and the embedding would clip an id that is too large without a word.
-  Raises UserError if it is missing, or is none of
-  `fit_tokenizer(..., vocab_size)`.
+  Of this version or one before, by whose rules texts are then read. The file
+  may be a stranger's: another normalizer's pattern could take for ever, and the
+  embedding would clip an id that is too large without a word. Raises UserError
+  if it is missing, or is none of at most `vocab_size` ids that `_build` makes.
   """
   content = files.read_bytes(path, _MOST_BYTES)
   try:
-    found, ours = json.loads(content), json.loads(fit_tokenizer([], 5).to_str())
-    vocab = ours['model']['vocab'] = found['model']['vocab']
-    if found != ours:
-      raise ValueError('it reads texts by other rules than this version')
+    found = json.loads(content)
+    vocab = found['model']['vocab']
     words = sorted(vocab, key=vocab.__getitem__)
     if (words[:len(_SPECIAL)] != _SPECIAL
         or [vocab[word] for word in words] != list(range(len(words)))):
@@ -95,10 +215,13 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
     if len(words) > vocab_size:
       raise ValueError(f'it has {len(words)} ids, config.data.vocab_size is '
                        f'{vocab_size}')
-    # Not the file's text, of which another reader may make something else.
-    tokenizer = Tokenizer.from_str(json.dumps(found))
-    tokenizer.encode_special_tokens = True  # the file does not keep it
-    return tokenizer
+    # Made anew, not of the file's text, of which another reader may make
+    # something else.
+    for version in (VERSION, 1):
+      tokenizer = _build(words[len(_SPECIAL):], version)
+      if json.loads(tokenizer.to_str()) == found:
+        return tokenizer
+    raise ValueError('it reads texts by other rules than this version')
   except Exception as e:  # whatever the file holds; the library raises it bare
     raise UserError(
         f'{os.fspath(path)} is not a tokenizer ({e}): copy it again from the '

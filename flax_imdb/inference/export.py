@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices
 from flax_imdb.data.reviews import LABELS
-from flax_imdb.data.tokenizer import PADDING_ID
+from flax_imdb.data.tokenizer import PADDING_ID, unescapes
 from flax_imdb.errors import UserError
 from flax_imdb.model import classifier, keras_weights
 from flax_imdb.storage import files
@@ -26,7 +26,9 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   In it are model.stablehlo, the bytes of `program`; tokenizer.json, of
   `serving_tokenizer`; and model.json: labels, and the threshold over which a
   logit means the second of them; rows, the reviews of one call with which
-  predict computes on a device of this machine; step, of the parameters.
+  predict computes on a device of this machine; step, of the parameters;
+  unescape, whether HTML's entities are to be read before the tokenizer, as
+  examples/serve_export.py does.
 
   It becomes export/ of the run directory. Returns one line that says what was
   written. `which` and errors as of `run.restore`, and of `files.write`.
@@ -35,7 +37,8 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   config, folder = restored.config, files.as_path(workdir) / 'export'
   about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
            'rows': devices.fill_up(config.global_batch_size)
-           // jax.local_device_count()}
+           // jax.local_device_count(),
+           'unescape': unescapes(restored.tokenizer)}
   files.write(folder / 'tokenizer.json',
               serving_tokenizer(restored.tokenizer, config))
   files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')

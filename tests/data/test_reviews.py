@@ -8,7 +8,11 @@ import pytest
 
 from flax_imdb.config import load_config
 from flax_imdb.data import sources
-from flax_imdb.data.reviews import load_splits, training_tokenizer
+from flax_imdb.data.reviews import (
+  encode_reviews,
+  load_splits,
+  training_tokenizer,
+)
 from flax_imdb.data.tokenizer import encode, fit_tokenizer
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
@@ -49,6 +53,11 @@ def _load(config, split='test'):
   said = []
   tokenizer = training_tokenizer(config, lambda line: None)
   return load_splits(config, tokenizer, said.append, [split])[split], said
+
+
+def _newest(cache):
+  """The ids that were written last: of the test split."""
+  return max(cache.glob('*.npz'), key=lambda path: path.stat().st_mtime_ns)
 
 
 def _rows(reviews):
@@ -99,12 +108,34 @@ def test_sizes_of_the_division(cache, config, fraction, sizes):
 
 
 def test_the_second_load_reads_the_cache_alone(cache, config, no_reading):
-  first, said = _load(config, 'train')
-  assert len(said) == 1 and '60 reviews' in said[0] and str(cache) in said[0]
+  first, said = _load(config)
+  assert len(said) == 1 and '7 reviews' in said[0] and str(cache) in said[0]
   no_reading()
-  second, said = _load(config, 'train')
+  second, said = _load(config)
   _assert_equal(first, second)
   assert said == []
+
+
+def test_training_texts_are_read_once_to_fit_and_to_encode(
+    cache, config, no_reading):
+  said = []
+  tokenizer = training_tokenizer(config, said.append)
+  assert '45 reviews and encoded 60' in said[0] and str(cache) in said[0]
+  texts, labels = sources.read_texts(NAME, 'train[:60]')
+  no_reading()
+  splits = load_splits(config, tokenizer, pytest.fail, ['train', 'validation'])
+  want = encode_reviews(tokenizer, texts, labels)
+  _assert_equal(splits['train'], want[:45])
+  _assert_equal(splits['validation'], want[45:])
+
+
+def test_a_tokenizer_without_its_ids_is_taken_and_they_are_made(cache, config):
+  first, _ = _load(config, 'train')
+  (path,) = cache.glob('*.npz')
+  path.unlink()  # as a kill between the two leaves it
+  second, said = _load(config, 'train')
+  assert len(said) == 1 and 'encoded 60 reviews' in said[0]
+  _assert_equal(first, second)
 
 
 @pytest.mark.parametrize('damage', [
@@ -116,7 +147,7 @@ def test_the_second_load_reads_the_cache_alone(cache, config, no_reading):
 ], ids=['empty', 'head', 'tail', 'bit', 'encrypted', 'compressed'])
 def test_damaged_ids_are_announced_and_made_again(cache, config, damage):
   first, _ = _load(config)
-  (path,) = cache.glob('*.npz')
+  path = _newest(cache)
   good = path.read_bytes()
   assert damage(good) != good
   path.write_bytes(damage(good))
@@ -141,8 +172,8 @@ def test_a_damaged_tokenizer_is_announced_and_made_again(
 
 def test_only_whole_files_are_left_and_temporary_ones_not_read(cache, config):
   first, _ = _load(config)
-  (path,) = cache.glob('*.npz')
-  assert len(list(cache.iterdir())) == 2  # ids and tokenizer
+  path = _newest(cache)
+  assert len(list(cache.iterdir())) == 3  # ids of two splits and tokenizer
   path.rename(f'{path}.123.tmp')  # as a kill before the rename leaves it
   second, said = _load(config)
   assert len(said) == 1
@@ -150,9 +181,9 @@ def test_only_whole_files_are_left_and_temporary_ones_not_read(cache, config):
 
 
 @pytest.mark.parametrize(('field', 'value', 'files'), [
-    ('vocab_size', 50, ('ids', 'tokenizer')),
-    ('train_split', 'train[60:120]', ('ids', 'tokenizer')),
-    ('validation_fraction', 0.5, ('ids', 'tokenizer')),
+    ('vocab_size', 50, ('ids', 'ids', 'tokenizer')),
+    ('train_split', 'train[60:120]', ('ids', 'ids', 'tokenizer')),
+    ('validation_fraction', 0.5, ('ids', 'ids', 'tokenizer')),
     ('test_split', 'test[7:14]', ('ids',)),
     ('max_length', 7, ()), ('bucket_width', 7, ())])
 def test_what_a_file_depends_on_is_in_its_name(
@@ -175,7 +206,7 @@ def test_other_prepared_data_are_read_anew(cache, config, no_reading):
   info = sources.data_dir(NAME) / sources.PATHS[NAME] / 'dataset_info.json'
   info.write_text(info.read_text() + '\n')
   _, said = _load(config)
-  assert len(said) == 1 and len(list(cache.glob('*.npz'))) == 2
+  assert len(said) == 1 and len(list(cache.glob('*.npz'))) == 4
   assert len(list(cache.glob('*.json'))) == 2
 
 

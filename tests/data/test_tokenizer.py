@@ -1,16 +1,27 @@
-"""The one encoder: its rules for words, its ids, its file."""
+"""The one encoder: its rules for words, its ids, its file.
 
+tokenizer_1.json holds a tokenizer of version 1, texts, and their ids, as commit
+be41712 wrote them: what run directories made before version 2 depend on.
+"""
+
+import html
+import json
+import pathlib
+import random
 import re
 
 import numpy as np
 import pytest
+import tokenizers
 
 from flax_imdb.data.tokenizer import (
   START_ID,
   encode,
+  fit_and_encode,
   fit_tokenizer,
   load_tokenizer,
   save_tokenizer,
+  word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
 
@@ -41,6 +52,20 @@ def test_ids_are_special_ones_then_words_by_frequency_then_alphabet():
     ('one<br />two<br/>three<br>four<BR />five', [
         'one', 'two', 'three', 'four', 'five']),
     ('<br /><br />x', ['x']),
+    ('<i>so</i> <a href="http://x.y/z"\n>far</a><P>I <3 it, a < b > c', [
+        'so', 'far', 'i', '3', 'it', 'a', 'b', 'c']),
+    ('<an open one', ['an', 'open', 'one']),
+    ('it&#39;s it&#x2019;s caf&eacute; &quot;no&quot; &amp;&nbsp;&lt;b&gt;yes',
+     ["it's", "it's", 'café', 'no', 'yes']),
+    ('AT&notes R&D; &amp;#39; &#', ['at', 'notes', 'r', 'd', '39']),
+    (f'a &#{"9" * 5000}; b', ['a', '9' * 5000, 'b']),
+    (f'a &#{"9" * 32}; b', ['a', 'b']),
+    ('e\u0301te\u0301 \u00e9t\u00e9 E\u0301T\u00c9', ['\u00e9t\u00e9'] * 3),
+    ('don\u02bct don\u00b4t don`t \u02bcno\u02bc `no\u00b4', [
+        "don't", "don't", "don't", 'no', 'no']),
+    ('IMAX映画 ラーメン7点', ['imax', *'映画ラーメン7点']),
+    ('ภาพดี 영화는 좋다', ['ภ', 'า', 'พ', 'ดี', '영화는', '좋다']),
+    ('\u2764\ufe0f 10½ x² हिन्दी', ['10', 'x', 'हिन्दी']),
     ('well-made, "it": (was)... so/so!?', [
         'well', 'made', 'it', 'was', 'so', 'so']),
     ('_very_ snake_case', ['very', 'snake', 'case']),
@@ -54,7 +79,7 @@ def test_ids_are_special_ones_then_words_by_frequency_then_alphabet():
     ("_'both'_", ['both']),
     ('R2D2 7/10 2nd', ['r2d2', '7', '10', '2nd']),
     ('tab\there\nthere\u00a0no', ['tab', 'here', 'there', 'no']),
-    ('the film 映画', ['the', 'film', '映画']),
+    ('the film 映画', ['the', 'film', '映', '画']),
 ])
 def test_words_of_a_text(text, words):
   assert _words(text) == words
@@ -111,6 +136,73 @@ def test_encode_gives_int32_at_full_length_in_order():
         row, encode(tokenizer, [text])[0])
 
 
+def _ids_of_the_file(tokenizer, texts):
+  """What a program reads that has the file and only its own library."""
+  read = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  read.encode_special_tokens = True
+  entity = re.compile(r'&#?\w{1,32};', re.ASCII)
+  return [encoding.ids for encoding in read.encode_batch_fast(
+      [entity.sub(lambda e: html.unescape(e[0]), text) for text in texts])]
+
+
+def _assert_read_as_the_file_says(texts):
+  tokenizer, rows = fit_and_encode(texts, slice(None), 1 << 20)
+  for text, row, ids in zip(
+      texts, rows, _ids_of_the_file(tokenizer, texts), strict=True):
+    assert row.tolist() == ids, text
+  assert all((np.concatenate(rows) != 2).tolist())  # that would hide words
+
+
+def test_each_character_is_read_as_the_file_says():
+  # All that `re` reads, and those around; samples of the rest.
+  characters = map(chr, [
+      *range(0x500), *range(0x2000, 0x2200), *range(0x2200, 0xd800, 97),
+      *range(0xe000, 0x110000, 997)])
+  _assert_read_as_the_file_says([
+      text for c in characters for text in (
+          c, f'a{c}b', f"{c}'{c}", f"'{c}'", f'A{c}{c}9', f'<{c}>b',
+          f'</{c} >b', f'&{c};', f'é{c}\u0301 {c.upper()}')])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_texts_of_any_mixture_are_read_as_the_file_says(seed):
+  rng = random.Random(seed)
+  marks = list('<<>>//&&##;;;  \n`-_') + [
+      "'", "'", "'", '<br />', '&eacute;', '\u2019']
+  letters = [
+      'abIZ019', 'éÉßÿŸŉĲµª', '\u0130ıſ\u0149', 'αΣς', '\u0301\u0307\u0327',
+      '映ラー点ภีី', '\u1100\u1161한', '\u200d\ufe0f\u00ad\x1c\0\u2028',
+      'İ\u212a\u1e9e\ufb01', '½²Ⅷ\u0661', '😀🇩🇪𝒳𠀋', '\u02bc\u00b4\u2018']
+  texts = []
+  for _ in range(2000):
+    alphabet = marks + list(rng.choice(letters) + rng.choice(letters[:2]))
+    texts.append(''.join(rng.choices(alphabet, k=rng.randint(0, 30))))
+  _assert_read_as_the_file_says(texts)
+
+
+def test_fitting_and_encoding_at_once_is_fitting_then_encoding():
+  texts = [' '.join(f"w{i * i % 50}'s" for i in range(j)) for j in range(60)]
+  tokenizer, rows = fit_and_encode([*texts, 'new w9s'], slice(0, 30), 20)
+  alone = fit_tokenizer(texts[:30], 20)
+  assert tokenizer.to_str() == alone.to_str()
+  for row, want in zip(rows, encode(alone, [*texts, 'new w9s']), strict=True):
+    np.testing.assert_array_equal(row, want)
+    assert row.dtype == np.int32
+
+
+def test_a_file_of_version_1_reads_texts_as_it_did(tmp_path):
+  old = json.loads(
+      pathlib.Path(__file__).with_name('tokenizer_1.json').read_text('utf-8'))
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(old['tokenizer']))
+  tokenizer = load_tokenizer(tmp_path / 'tokenizer.json', 60)
+  assert [row.tolist() for row in encode(tokenizer, old['texts'])] == old['ids']
+  save_tokenizer(tokenizer, tmp_path / 'again.json')
+  assert json.loads((tmp_path / 'again.json').read_text()) == old['tokenizer']
+  # Today's rules read these texts otherwise.
+  new = fit_tokenizer(old['texts'][:40], 60)
+  assert [row.tolist() for row in encode(new, old['texts'])] != old['ids']
+
+
 def test_save_and_load_give_the_same_ids(tmp_path):
   texts = [*TEXTS, "Don\u2019t <br />_x_ “q”", 'unheard of', '']
   tokenizer = fit_tokenizer(TEXTS, 8)
@@ -146,3 +238,62 @@ def test_a_disk_that_takes_no_file_is_the_users_to_mend(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write .* make room'):
     save_tokenizer(tokenizer, tmp_path / 'file' / 'tokenizer.json')
+
+
+# As Keras ranks them; its cleaning has left other words there than ours finds.
+RANKS = {'br': 3, 'the': 1, "'quoted": 5, 'and': 2, "isn't": 4, 'film': 6}
+
+
+def _index(tmp_path, ranks):
+  path = tmp_path / 'imdb_word_index.json'
+  path.write_text(ranks if isinstance(ranks, str) else json.dumps(ranks))
+  return path
+
+
+def test_a_word_index_gives_the_ids_of_keras(tmp_path):
+  tokenizer = word_index_tokenizer(_index(tmp_path, RANKS), 100)
+  assert tokenizer.get_vocab() == {
+      '[PAD]': 0, '[START]': 1, '[UNK]': 2, '[UNUSED]': 3,
+      **{word: rank + 3 for word, rank in RANKS.items()}}
+  text = "The film isn't <br /> 'quoted' AND new."
+  assert encode(tokenizer, [text])[0].tolist() == [1, 4, 9, 7, 2, 5, 2]
+  save_tokenizer(tokenizer, tmp_path / 'tokenizer.json')
+  loaded = load_tokenizer(tmp_path / 'tokenizer.json', 100)
+  assert loaded.to_str() == tokenizer.to_str()
+
+
+@pytest.mark.parametrize('vocab_size', [5, 7, 9, 10])
+def test_words_beyond_the_vocabulary_are_unknown_as_with_num_words(
+    tmp_path, vocab_size):
+  tokenizer = word_index_tokenizer(_index(tmp_path, RANKS), vocab_size)
+  (ids,) = encode(tokenizer, ["the and isn't film"])
+  assert ids.tolist() == [1, *(i if i < vocab_size else 2
+                               for i in (4, 5, 7, 9))]
+
+
+@pytest.mark.parametrize(('ranks', 'why'), [
+    ('', 'Expecting value'), ('{', 'Expecting'), ('[]', 'not 1, 2, 3'),
+    ('["the"]', 'list'), ('{}', 'not 1, 2, 3'), ('7', 'int'),
+    ('\0', 'Expecting'),
+    ({'the': 0, 'a': 1}, 'not 1, 2, 3'), ({'the': 1, 'a': 3}, 'not 1, 2, 3'),
+    ({'the': 1, 'a': 1}, 'not 1, 2, 3'), ({'the': 1, 'a': 2.5}, 'not 1, 2'),
+    ({'the': 1, 'a': '2'}, 'not supported'), ({'the': [1]}, 'not 1, 2, 3'),
+    ({'the': 1, 'a': 10**30}, 'not 1, 2, 3'), ('{"the": NaN}', 'not 1, 2, 3'),
+    ('{"the": 1, "the": 2}', 'not 1, 2, 3'), ({'[UNK]': 1}, 'UNK. is no word'),
+    ({'\ud800': 1}, 'surrogates'), ('[' * 100_000, 'recursion')])
+def test_another_file_is_no_word_index(tmp_path, ranks, why):
+  path = _index(tmp_path, ranks)
+  with pytest.raises(UserError, match=why) as e:
+    word_index_tokenizer(path, 100)
+  assert str(path) in str(e.value) and '\n' not in str(e.value)
+  assert 'imdb_word_index.json of Keras as config.data.word_ind' in str(e.value)
+
+
+def test_a_word_index_that_is_missing_or_too_large_is_told(tmp_path):
+  path = tmp_path / 'imdb_word_index.json'
+  with pytest.raises(UserError, match='No such file.*config.data.word_index'):
+    word_index_tokenizer(path, 100)
+  with open(path, 'wb') as f:
+    f.truncate(1 << 30)
+  with pytest.raises(UserError, match='1,073,741,824 bytes.*data.word_index'):
+    word_index_tokenizer(path, 100)

@@ -440,6 +440,7 @@ TOKENIZERS = {
     'a splitting pattern': _rules(pre_tokenizer={
         'type': 'Split', 'pattern': {'Regex': '(a|a?)+$'},
         'behavior': 'Removed', 'invert': False}),
+    'rules of two versions': _rules(pre_tokenizer={'type': 'WhitespaceSplit'}),
     'BPE': lambda file: file.update(model={
         'type': 'BPE', 'vocab': file['model']['vocab'], 'merges': []}),
     'no model': _rules(model=None),

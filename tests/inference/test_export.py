@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 
 import jax
@@ -25,6 +26,7 @@ from flax_imdb.inference import evaluate, export, predict
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock
 
+OLD = ROOT / 'tests' / 'checkpoint' / 'run_of_0.1.0.tar.gz'
 EXAMPLE = ROOT / 'examples' / 'serve_export.py'
 # Runs the example where importing the package or Flax, or reading a pickle,
 # fails; its arguments are the example's.
@@ -42,7 +44,9 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 TEXTS = [
     'I was not bored.', '', 'zzyzx qwrtp', '[PAD] [UNK]', 'caf\u00e9 \u201cit',
-    'BAD<br />bad', "don\u2019t", 'a\x0cform feed',
+    'BAD<br />bad', "don\u2019t", 'a\x0cform feed', 'a &#98;ad film&period;',
+    'the<b>film</b> was &quot;bad&quot;', 'AT&notbad &amp;#98;ad',
+    f'&#{"9" * 32}; &#{"9" * 5000}; bad', 'e\u0301 \u6620\u753b bad',
     *(f'{"the film was good , but " * n}bad' for n in range(0, 24, 2)),
     *('never ' * n + 'dull' for n in range(30))]
 
@@ -80,6 +84,7 @@ def exported(trained, tmp_path_factory):
 
 def test_the_example_answers_as_predict_does_without_this_package(exported):
   folder, predictions = exported
+  assert json.loads((folder / 'model.json').read_text())['unescape'] is True
   assert sorted(p.name for p in folder.iterdir()) == [
       'model.json', 'model.stablehlo', 'tokenizer.json']
   assert _serve(folder, TEXTS, sys.executable, '-W', 'error', '-c',
@@ -111,7 +116,7 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   (tmp_path / 'tokenizer.json').write_text(
       export.serving_tokenizer(tokenizer, config))
   (tmp_path / 'model.json').write_text(json.dumps(
-      {'labels': LABELS, 'threshold': 0, 'rows': rows}))
+      {'labels': LABELS, 'threshold': 0, 'rows': rows, 'unescape': True}))
   logits = evaluate.make_logits(config, model, CompileClock())
   texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
   want = predict.predict(
@@ -139,6 +144,23 @@ def test_it_rounds_as_predict_does_on_any_number_of_devices(devices):
       bytearray(export.program(model, jax.device_get(params)))).call)
   for i in range(devices):
     np.testing.assert_array_equal(call(ids[i], lengths[i]), want[i])
+
+
+def test_a_run_of_an_older_tokenizer_is_served_by_its_rules(tmp_path):
+  with tarfile.open(OLD) as archive:
+    archive.extractall(tmp_path, filter='data')
+  texts = ['&#102;ilm', '<i>film</i> wrong', 'can\u00b4t film', 'wrong film']
+  finished(run_here('--mode=export', f'--workdir={tmp_path}'))
+  printed = finished(run_here('--mode=predict', f'--workdir={tmp_path}',
+                              '--json', stdin='\n'.join(texts).encode()))
+  predictions = [json.loads(text) for text in printed.splitlines()]
+  for prediction in predictions:
+    prediction.pop('note', None)
+  assert _serve(tmp_path / 'export', texts, sys.executable) == predictions
+  about = json.loads((tmp_path / 'export' / 'model.json').read_text())
+  assert about['unescape'] is False
+  (first, *_) = printed.splitlines()
+  assert json.loads(first)['note'] == 'only unknown words'  # 102 and ilm
 
 
 def test_the_program_is_for_all_platforms_and_shapes(exported):

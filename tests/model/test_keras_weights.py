@@ -216,6 +216,33 @@ def test_a_run_begins_with_keras_weights_and_exports_them(tmp_path):
   assert second['params_sha256'] == summary['params_sha256']
 
 
+def test_keras_own_ids_are_read_from_its_word_index_and_kept(tmp_path):
+  np.savez(tmp_path / 'w.npz', *_weights())
+  index = tmp_path / 'imdb_word_index.json'
+  words = ['film', 'the', 'br', 'was', 'not']  # in no order of our reviews
+  index.write_text(json.dumps({word: i for i, word in enumerate(words, 1)}))
+  argv = [*NOTEBOOK, f'--config.init_from={tmp_path}/w.npz',
+          f'--config.data.word_index={index}', '--config.num_epochs=0',
+          f'--workdir={tmp_path}/run']
+  finished(run_here(*argv))
+  tokenizer = json.loads((tmp_path / 'run' / 'tokenizer.json').read_text())
+  vocab = tokenizer['model']['vocab']
+  assert [vocab[word] for word in words] == [4, 5, 6, 7, 8]
+  assert len(vocab) == 9
+  # The run directory has all that it needs: to go on, and to predict.
+  index.unlink()
+  finished(run_here(*argv))
+  ask = ('--mode=predict', '--json', f'--workdir={tmp_path}/run')
+  (known, unknown) = (json.loads(finished(run_here(*ask, text)))
+                      for text in ('the film', 'a movie'))
+  assert 'note' not in known and unknown['note'] == 'only unknown words'
+  # A run that is yet to begin says what it lacks, and leaves nothing.
+  process = run_here(*argv[:-1], f'--workdir={tmp_path}/second')
+  assert process.returncode == 2 and process.stderr.count('\n') == 1
+  assert 'cannot read' in process.stderr and str(index) in process.stderr
+  assert not (tmp_path / 'second' / 'config.json').exists()
+
+
 def test_weights_of_other_sizes_are_refused_by_name(tmp_path):
   np.savez(tmp_path / 'w.npz', *_weights())
   process = run_here(
