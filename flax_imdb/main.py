@@ -16,12 +16,7 @@ from flax_imdb.terminal import Terminal, quiet_libraries
 
 
 def main(argv: list[str]) -> int:
-  """Runs the program and returns its exit status.
-
-  0: done; 1: the run failed; 2: a mistake in what was given; 69: something
-  outside failed that may go away; 75: stopped by a signal, with all of the run
-  saved; 130: interrupted with nothing to save.
-  """
+  """Runs the program and returns its exit status, one of `errors.STATUSES`."""
   debug = False
   try:
     if sys.stdout is None:

@@ -11,8 +11,9 @@
 #   eval     scores what was trained
 #   delete   ends the VM and its costs
 #   babysit  create, setup, run and logs, and again whenever the VM was taken
-#            away, from the last checkpoint, until the run is finished; a VM
-#            that is set up it takes as it is: after changes, setup by hand
+#            away or something failed that may go away, from the last checkpoint,
+#            until the run is finished; a VM that is set up it takes as it is:
+#            after changes, setup by hand
 #
 # --dry-run prints the lines and does nothing, without gcloud or a project; those
 #           of babysit are for a VM that was just taken away.
@@ -25,7 +26,7 @@
 # Before the first time: install gcloud, `gcloud auth login`, and for several
 # workers `ssh-add ~/.ssh/google_compute_engine`. Ctrl-C ends neither run nor
 # VM: logs and babysit come back to it. The first failing worker's exit status
-# is that of run, logs and eval: 0, 1, 2 or 75 as README explains them.
+# is that of run, logs and eval, as README explains them.
 set -euo pipefail
 
 # Settings, from the environment.
@@ -36,7 +37,8 @@ ACCELERATOR="${ACCELERATOR:-v5litepod-8}"      # type and size
 VERSION="${VERSION:-v2-alpha-tpuv5-lite}"      # of the VM's software
 WORKDIR="${WORKDIR:-}"  # gs://BUCKET/DIR; unset: on the VM, and lost with it
 RETRIES="${RETRIES:-3}"    # babysit: failures in a row of a run, with its VM up
-WAITS="${WAITS:-100}"      # babysit: attempts in a row to have a VM
+WAITS="${WAITS:-100}"      # babysit: attempts in a row to have a VM, or to run
+                           # on it where what fails may go away
 DELAY="${DELAY:-30}"       # babysit: seconds between them, doubled up to 600
 
 dry_run='' spot=''
@@ -102,14 +104,15 @@ babysit() {
   local failures=0 waits=0 pause=$DELAY status
   while (( failures < RETRIES && waits < WAITS )); do
     if have_vm; then
-      waits=0 pause=$DELAY status=0
+      status=0
       on_workers "$worker start $1 && $worker follow" || status=$?
       [[ ! $dry_run ]] || return 0
       case $status in
         0) say "finished; to end the costs: $0 delete"; return ;;
-        2) exit 2 ;;  # a mistake in what was given, as its line says
-        75) failures=0 ;;  # stopped and saved
-        *) failures=$((failures + 1)) ;;
+        2) exit 2 ;;  # a mistake, as its line says
+        69) waits=$((waits + 1)) ;;  # may go away: looks less and less often
+        75) failures=0 waits=0 pause=$DELAY ;;  # stopped and saved
+        *) failures=$((failures + 1)) waits=0 pause=$DELAY ;;
       esac
       say "the run ended with exit status $status"
     else
@@ -119,7 +122,7 @@ babysit() {
     sleep "$pause"
     pause=$((pause < 300 ? 2 * pause : 600))
   done
-  say "gives up after $failures failed runs and $waits attempts to have a VM"
+  say "gives up after $failures failed runs and $waits vain attempts"
   exit 1
 }
 
