@@ -3,7 +3,9 @@
 import argparse
 import importlib.metadata
 import os
+import re
 import sys
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
@@ -74,14 +76,28 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
       raise UserError('config.debug=True runs in one process only')
   try:
     jax.local_devices()
-  except (RuntimeError, AssertionError) as e:  # the latter without a plugin
-    platforms = os.environ.get('JAX_PLATFORMS', '')
-    raise UserError(
-        f'jax finds no devices for JAX_PLATFORMS={platforms!r}: install .[gpu] '
-        'or .[tpu], or unset it') from e
+  except (RuntimeError, AssertionError) as e:
+    _raise_no_devices(e)
   if config.debug:
     jax.config.update('jax_disable_jit', True)
     jax.config.update('jax_debug_nans', True)
+
+
+def _raise_no_devices(error: Exception) -> NoReturn:
+  """Raises UserError where a platform is missing, else TransientError.
+
+  Devices that an old process holds, or whose host is not ready yet, are told of
+  in many ways: 'already in use', 'No visible GPU devices', 'out of memory'.
+  What is missing has few; an AssertionError is jax' own for no GPU at all.
+  """
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  where = f'jax finds no devices for JAX_PLATFORMS={platforms!r}'
+  if isinstance(error, AssertionError) or re.search(
+      'not in the list of known backends|cannot open shared object', str(error)):
+    raise UserError(f'{where}: install .[gpu] or .[tpu], or unset it'
+                    ) from error
+  raise TransientError(f'{where} ({error}): end the process that holds them, '
+                       'and start again') from error
 
 
 def _run_mode(args: argparse.Namespace, config: ConfigDict,

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from flax_imdb import environment
-from flax_imdb.errors import UserError
+from flax_imdb import cli, environment, main
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import cache
 
 ROOT = pathlib.Path(environment.__file__).parents[1]
@@ -198,6 +198,25 @@ def test_a_device_per_core_runs_without_a_stall(steps, env):
       capture_output=True, text=True, timeout=120, check=False)
   assert process.returncode == 0, process.stderr
   assert process.stdout.split() == [str(devices), str(steps * devices)]
+
+
+@pytest.mark.parametrize(('error', 'kind'), [
+    ("Backend 'cuda' is not in the list of known backends", UserError),
+    ('Failed to open libtpu.so: cannot open shared object file', UserError),
+    ('The TPU is already in use by process with pid 7', TransientError),
+    ('CUDA_ERROR_OUT_OF_MEMORY: out of memory', TransientError),
+    ('FAILED_PRECONDITION: No visible GPU devices.', TransientError),
+    (AssertionError(), UserError)])
+def test_devices_that_are_missing_are_a_mistake_and_held_ones_may_go_away(
+    env, monkeypatch, error, kind):
+  """The texts are those of jax 0.10, as its issues show them."""
+  import jax
+  def local_devices():
+    raise error if isinstance(error, Exception) else RuntimeError(error)
+  monkeypatch.setattr(jax, 'local_devices', local_devices)
+  env['JAX_PLATFORMS'] = 'cuda'
+  with pytest.raises(kind, match="no devices for JAX_PLATFORMS='cuda'"):
+    main._start_jax(*cli.parse(['--mode=predict', 'good']))
 
 
 def test_configure_twice_changes_nothing(env):

@@ -225,9 +225,9 @@ def test_babysit_waits_longer_and_longer_for_what_may_go_away(tmp_path):
 
 def test_babysit_gives_up_what_does_not_go_away(tmp_path):
   held = [state('READY'), IS_SET_UP, ends(69)]
-  result = babysit(tmp_path, *4 * held, WAITS='4')
+  result = babysit(tmp_path, *4 * held, OUTSIDE='4')
   assert result.returncode == 1
-  assert 'gives up after 0 failed runs and 4 vain attempts' in result.stderr
+  assert 'gives up after 4 failed runs' in result.stderr
 
 
 def test_babysit_ends_with_ctrl_c_where_gcloud_handles_it(tmp_path):
@@ -256,7 +256,7 @@ def test_babysit_gives_up_where_it_gets_no_vm(tmp_path):
   no_vm = [GONE, ('tpu-vm create', 1, '')]
   result = babysit(tmp_path, *4 * no_vm, WAITS='4')
   assert result.returncode == 1
-  assert 'gives up after 0 failed runs and 4 vain attempts' in result.stderr
+  assert 'gives up after 0 failed runs and 4 attempts' in result.stderr
 
 
 def test_babysit_leaves_a_vm_alone_that_is_on_its_way(tmp_path):

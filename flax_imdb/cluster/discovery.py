@@ -4,7 +4,7 @@ import glob
 import os
 import urllib.request
 
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 
 
 def check_flags(coordinator_address: str | None, num_processes: int | None,
@@ -36,12 +36,18 @@ def ask_cluster(seconds: int) -> tuple | None:
   """Asks SLURM or the Cloud TPU; None if this is the only process.
 
   Within `seconds`: address of process 0, count, index, local devices or None.
+  Raises TransientError if it does not answer, or does not know process 0 yet.
   """
   if not (method := _cluster()):
     return None
   from jax._src import clusters  # jax has no public name for it
-  return clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      None, None, None, None, method, seconds)
+  try:
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, method, seconds)
+  except (OSError, RuntimeError) as e:  # the former also of requests
+    raise TransientError(
+        f'the cluster does not say how to meet the other processes ({e}): '
+        'start all again') from e
 
 
 def _cluster() -> str | None:

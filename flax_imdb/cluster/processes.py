@@ -6,6 +6,7 @@ jax is imported only where it is needed: it must come after
 
 from collections.abc import Callable
 import contextlib
+import errno
 import itertools
 import secrets
 import socket
@@ -14,7 +15,7 @@ import time
 
 from flax_imdb.cluster import discovery
 from flax_imdb.cluster.watchdog import Watchdog
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import cache, files
 
 MEET_SECONDS = 120  # that the processes wait for one another at the start
@@ -41,7 +42,8 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
   The arguments are the flags, which `discovery.check_flags` has seen; without
   them SLURM or the Cloud TPU is asked, and elsewhere there is one process.
-  Raises UserError if process 0 can't listen, or is not to be reached.
+  Raises TransientError if the others, or the cluster, can't be reached in time
+  or the port is held, UserError if process 0 may not listen there.
   """
   global _watchdog
   devices = None
@@ -74,19 +76,23 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
 
 def _check_free(address: str) -> None:
-  """Raises UserError if this process can't listen there; jax crashes."""
+  """Raises as `initialize` if this process can't listen there; jax crashes."""
   port, both = int(address.rpartition(':')[2]), socket.has_dualstack_ipv6()
   try:
     socket.create_server(
         ('', port), family=socket.AF_INET6 if both else socket.AF_INET,
         dualstack_ipv6=both).close()
   except OSError as e:
-    raise UserError(f'process 0 cannot listen on port {port} ({e.strerror}): '
-                    'give another --coordinator_address to all') from e
+    # An old process may hold it; a port that is not allowed stays so.
+    held = e.errno == errno.EADDRINUSE
+    raise (TransientError if held else UserError)(
+        f'process 0 cannot listen on port {port} ({e.strerror}): '
+        + ('end what holds it and start again, or ' if held else '')
+        + 'give another --coordinator_address to all') from e
 
 
 def _reach(address: str) -> None:
-  """Raises a UserError if process 0 does not listen in time; jax aborts."""
+  """Raises TransientError if process 0 does not listen in time; jax aborts."""
   host, _, port = address.rpartition(':')
   end = time.monotonic() + MEET_SECONDS
   while True:
@@ -94,9 +100,9 @@ def _reach(address: str) -> None:
       return socket.create_connection((host.strip('[]'), int(port)), 2).close()
     except OSError as e:
       if time.monotonic() > end:
-        raise UserError(
+        raise TransientError(
             f'cannot reach process 0 at {address} within {MEET_SECONDS} s '
-            f'({e}): is it started, and --coordinator_address right?') from e
+            f'({e}): start all again, with its address') from e
     time.sleep(0.1)
 
 

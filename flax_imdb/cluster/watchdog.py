@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from flax_imdb.errors import TransientError
+
 # A process that has not been heard of for so long is lost, in seconds; after
 # an error, which is then probably of its making, for only so long.
 SILENT = 20.0
@@ -35,12 +37,12 @@ class Watchdog:
     self._aborted = 'jax aborted'
 
   def catch_abort(self, message: str) -> None:
-    """Lets an abort of jax' C++ code end in one line and status 1 instead."""
+    """Lets an abort of jax' C++ code end in one line instead."""
     self._aborted = message
     # Python's own handlers would run too late: abort() does not return. It is
     # called in a thread that holds no lock of Python's, so this may run there.
     self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-        lambda _: self.end(self._aborted, 1))
+        lambda _: self.end(self._aborted, TransientError.status))
     _c_signal(self._on_abort)
 
   def start(self, client: Any) -> None:
@@ -149,7 +151,7 @@ class Watchdog:
         self._heard = dict.fromkeys(self._heard, now)
       before = now
       if loss := self.verdict(now):
-        self.end(loss, 1)
+        self.end(loss, TransientError.status)
 
   def verdict(self, now: float) -> str:
     """What is wrong with the others at that monotonic time; '' if nothing."""

@@ -565,7 +565,8 @@ def test_missing_data_without_network(tmp_path):
   refused(run_main('--mode=prepare', TFDS_DATA_DIR=str(tmp_path),
                    http_proxy='http://127.0.0.1:9',
                    XDG_CACHE_HOME=str(tmp_path)),
-          'cannot download .*configs/quickstart.py, which needs no network')
+          'cannot download .*configs/quickstart.py, which needs no network',
+          status=69)
 
 
 @pytest.mark.parametrize('field', [

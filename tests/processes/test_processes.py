@@ -1,6 +1,7 @@
 """Several real processes: the same run, and what happens when one is lost."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 from support.command import ROOT, TINY, environ, finished, run_here, run_main
 
 from flax_imdb.cluster import processes
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 
 # Long enough to be disturbed: 140 steps, of one batch shape.
 LONG = (*TINY, '--config.num_epochs=20', '--config.data.max_length=20')
@@ -203,7 +204,7 @@ def test_one_is_asked_to_stop(stopped, long, tmp_path):
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_stopped(index, stopped, long):
   workdir, outcome = stopped[index]
-  assert _assert_lost(outcome.result(), index) == 1
+  assert _assert_lost(outcome.result(), index) == 69
   if not index:
     finished(run_main(*LONG, f'--workdir={workdir}'))
     _assert_same(workdir, long)
@@ -251,15 +252,23 @@ def test_a_port_in_use():
     process = run_main(
         f'--coordinator_address=127.0.0.1:{server.getsockname()[1]}',
         '--num_processes=2', '--process_id=0')
-  assert process.returncode == 2
+  assert process.returncode == 69
   assert process.stderr.startswith('error: process 0 cannot listen on port')
   assert process.stderr.count('\n') == 1
 
 
 def test_nobody_listens(monkeypatch):
   monkeypatch.setattr(processes, 'MEET_SECONDS', 0.3)
-  with pytest.raises(UserError, match='cannot reach process 0 at 127.0.0.1'):
+  with pytest.raises(TransientError, match='cannot reach process 0 at 127.0'):
     processes.initialize(_address(), 2, 1)
+
+
+def test_a_port_that_is_not_allowed_is_a_mistake(monkeypatch):
+  def create_server(*args, **kwargs):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+  monkeypatch.setattr(processes.socket, 'create_server', create_server)
+  with pytest.raises(UserError, match='cannot listen on port 80 .Permission'):
+    processes.initialize('127.0.0.1:80', 2, 0)
 
 
 def test_nobody_comes():
@@ -268,7 +277,7 @@ def test_nobody_comes():
        'processes.MEET_SECONDS = 1; '
        f'processes.initialize("{_address()}", 2, 0)'], cwd=ROOT,
       capture_output=True, text=True, timeout=60, check=False)
-  assert process.returncode == 1  # where jax aborts
+  assert process.returncode == 69  # where jax aborts
   assert process.stderr.splitlines()[-1].startswith(
       'error: the 2 processes did not all meet at 127.0.0.1')
 
