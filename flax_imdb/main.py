@@ -1,6 +1,7 @@
 """The start: python -m flax_imdb.main --help."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -26,7 +27,12 @@ def main(argv: list[str]) -> int:
     args, config = cli.parse(argv)
     debug = config.debug
     _start_jax(args, config)
-    _run_mode(args, config, Terminal(quiet=processes.index() > 0))
+    # At a terminal a person sees it stand still, or made it: with Ctrl-S, or in
+    # a debugger.
+    watch = args.mode in ('train', 'eval') and not (
+        config.debug or sys.stdout.isatty())
+    with processes.watched() if watch else contextlib.nullcontext():
+      _run_mode(args, config, Terminal(quiet=processes.index() > 0))
     with files.writing('standard output'):
       sys.stdout.flush()
     processes.shut_down()

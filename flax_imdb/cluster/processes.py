@@ -1,10 +1,11 @@
 """Several processes: how they meet, what they agree on and how they part.
 
 jax is imported only where it is needed: it must come after
-`environment.configure`. With one process nothing here costs anything.
+`environment.configure`. With one process nothing here costs anything but a look
+at it each second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import itertools
@@ -108,8 +109,9 @@ def _reach(address: str) -> None:
 
 def gather(value: str) -> list[str]:
   """The values of all processes, by their index; all must call this."""
-  if _watchdog is None:
+  if _watchdog is None or _watchdog.count == 1:
     return [value]
+  report_alive()  # who is not here yet is the one that is waited for
   client, place = _watchdog.client, f'gather/{next(_rounds)}'
   client.key_value_set(f'{place}/{index()}', value)
   return [client.blocking_key_value_get(f'{place}/{i}', _DAY_MS)
@@ -152,16 +154,41 @@ def one_at_a_time() -> contextlib.AbstractContextManager[None]:
   return cache.lock() if count() > 1 else contextlib.nullcontext()
 
 
-def report_alive(step: int | None = None) -> None:
-  """Tells the watchdog that this process moves, and the steps it has done."""
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+  """Watches over the main thread of a lone process, while the context lasts.
+
+  If it stands still, the process ends as one of several would. Those are
+  watched from `initialize` on.
+  """
+  global _watchdog
   if _watchdog:
-    _watchdog.report_alive(step)
+    yield
+    return
+  _watchdog = Watchdog(0, 1)
+  _watchdog.start(None)
+  try:
+    yield
+  finally:
+    _watchdog.stop()
+    _watchdog = None
+
+
+def report_alive(phase: str | None = None, step: int | None = None) -> None:
+  """Tells the watchdog which phase begins: load, restore, compile, step, ...
+
+  Without one, that the same goes on; `step` is the number of a step that
+  begins. All processes must call this at the same places, and before what they
+  do together: the one that has done so least often is waited for.
+  """
+  if _watchdog:
+    _watchdog.report_alive(phase, step, time.monotonic())
 
 
 def shut_down() -> None:
   """Waits until all processes are done, and parts from them."""
   global _watchdog
-  if _watchdog is None:
+  if _watchdog is None or _watchdog.count == 1:
     return
   import jax
   gather('done')
@@ -172,13 +199,13 @@ def shut_down() -> None:
 
 def end_all(message: str, status: int) -> None:
   """Ends all processes, each with one line; returns if there is but one."""
-  if _watchdog:
+  if _watchdog and _watchdog.count > 1:
     _watchdog.end(message, status, f'process {index()}: {message}')
 
 
 def end_all_after(error: Exception) -> None:
   """`end_all`, after an error that a lost process may have caused."""
-  if _watchdog is None:
+  if _watchdog is None or _watchdog.count == 1:
     return
   _watchdog.wait_for_the_lost()
   sys.excepthook(type(error), error, error.__traceback__)

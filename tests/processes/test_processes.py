@@ -210,6 +210,51 @@ def test_one_is_stopped(index, stopped, long):
     _assert_same(workdir, long)
 
 
+# With a watch that is faster than a real one; {hang} is what hangs.
+_HANGS = '''
+import sys, time
+from flax_imdb import main
+from flax_imdb.cluster import processes, watchdog
+watchdog.FIRST = 6.0
+watchdog.LEAST.update(step=6.0, wait=6.0)
+def hang(*args, **kwargs):
+  time.sleep(1000)
+{hang}
+sys.exit(main.main(sys.argv[1:]))
+'''
+
+
+@pytest.mark.slow
+def test_one_whose_main_thread_hangs_is_named(tmp_path):
+  address, hang = _address(), '''
+from flax_imdb.data.batches import TrainBatches
+call = TrainBatches.__call__
+TrainBatches.__call__ = lambda self, step: hang() if (
+    step == 30 and processes.index() == 1) else call(self, step)'''
+  both = [subprocess.Popen(
+      [sys.executable, '-c', _HANGS.format(hang=hang), *LONG,
+       f'--workdir={tmp_path}', f'--coordinator_address={address}',
+       '--num_processes=2', f'--process_id={i}'], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=environ(JAX_NUM_CPU_DEVICES='1')) for i in (0, 1)]
+  for process in both:
+    status, _, err = _ends(process)
+    assert status == 69
+    assert re.match(r'error: process 1 of 2 is stuck in phase (step|wait) at '
+                    r'step 3\d: start the run again', err.splitlines()[-1])
+
+
+def test_a_lone_run_that_hangs_ends(tmp_path):
+  hang = 'from flax_imdb.train.writers import Writers\nWriters.write = hang'
+  process = subprocess.run(
+      [sys.executable, '-c', _HANGS.format(hang=hang), *LONG,
+       f'--workdir={tmp_path}'], cwd=ROOT, text=True, capture_output=True,
+      check=False, timeout=120)
+  assert process.returncode == 69
+  assert re.fullmatch('error: the run is stuck in phase save at step 7: start '
+                      'it again, and it goes on .*\n', process.stderr)
+
+
 # -- bad input ----------------------------------------------------------------
 
 
