@@ -67,7 +67,9 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
     saved = files.as_path(args.workdir) / 'config.json'
     if saved.exists():
       config = read_config(saved)
-  environment.configure(config.global_batch_size // (args.num_processes or 1))
+  several = args.mode in ('train', 'eval')
+  count = args.num_processes or several and environment.slurm_tasks() or 1
+  environment.configure(config.global_batch_size // count)
   quiet_libraries()
   try:
     import jax  # only now: it reads the environment when it starts
@@ -75,7 +77,7 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
     raise UserError(f'jax cannot start ({e}): correct or unset what is wrong '
                     'of the JAX_ variables in the environment') from e
 
-  if args.mode in ('train', 'eval'):
+  if several:
     processes.initialize(
         args.coordinator_address, args.num_processes, args.process_id)
     if config.debug and processes.count() > 1:

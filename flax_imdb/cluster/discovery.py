@@ -4,6 +4,7 @@ import glob
 import os
 import urllib.request
 
+from flax_imdb import environment
 from flax_imdb.errors import TransientError, UserError
 
 
@@ -53,8 +54,8 @@ def ask_cluster(seconds: int) -> tuple | None:
 def _cluster() -> str | None:
   """The cluster, as jax names it; None if this is the only process."""
   env = os.environ
-  if 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env:
-    return 'slurm' if int(env.get('SLURM_NTASKS', '1')) > 1 else None
+  if (tasks := environment.slurm_tasks()) is not None:
+    return 'slurm' if tasks > 1 else None
   if (env.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu'
       or not (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))):
     return None
