@@ -10,12 +10,19 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from flax_imdb import __version__, cli, environment
-from flax_imdb.cluster import processes
-from flax_imdb.config import differences, packaged, read_config
-from flax_imdb.errors import Preempted, TransientError, UserError
-from flax_imdb.storage import bucket, files
-from flax_imdb.terminal import Terminal, quiet_libraries
+try:
+  from flax_imdb import __version__, cli, environment
+  from flax_imdb.cluster import processes
+  from flax_imdb.config import differences, packaged, read_config
+  from flax_imdb.errors import Preempted, TransientError, UserError
+  from flax_imdb.storage import bucket, files
+  from flax_imdb.terminal import Terminal, quiet_libraries
+except ModuleNotFoundError as e:
+  if e.name != 'fcntl':
+    raise
+  print('error: Windows is not supported: use Linux, macOS or, on Windows, WSL',
+        file=sys.stderr)
+  sys.exit(2)
 
 
 def main(argv: list[str]) -> int:
@@ -101,9 +108,9 @@ def _raise_no_devices(error: Exception) -> NoReturn:
   platforms = os.environ.get('JAX_PLATFORMS', '')
   where = f'jax finds no devices for JAX_PLATFORMS={platforms!r}'
   if isinstance(error, AssertionError) or re.search(
-      'not in the list of known backends|cannot open shared object', str(error)):
-    raise UserError(f'{where}: install .[gpu] or .[tpu], or unset it'
-                    ) from error
+      'not in the list of known|cannot open shared object', str(error)):
+    raise UserError(
+        f'{where}: install .[gpu] or .[tpu], or unset it') from error
   raise TransientError(f'{where} ({error}): end the process that holds them, '
                        'and start again') from error
 

@@ -8,7 +8,7 @@ import subprocess
 import threading
 
 import pytest
-from support.command import ROOT
+from support.command import ROOT, needs_proc
 import yaml
 
 from flax_imdb import cli, errors
@@ -329,6 +329,7 @@ chmod +x venv/bin/python
   return call
 
 
+@needs_proc
 def test_a_worker_is_set_up_trains_and_evaluates(cloud, tmp_path):
   result = cloud('setup')
   assert result.returncode == 0, result.stderr
@@ -365,6 +366,7 @@ def test_a_worker_is_set_up_trains_and_evaluates(cloud, tmp_path):
   assert cloud('logs').returncode == 1
 
 
+@needs_proc
 def test_babysit_starts_a_run_once_and_follows_it(cloud):
   # describe prints nothing here: the VM is created.
   result = cloud('babysit', DELAY='0')

@@ -536,6 +536,7 @@ def test_a_bad_environment_as_a_user_sets_it(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 @pytest.mark.parametrize('mode', ['eval', 'predict'])
 def test_standard_output_that_is_full(mode, trained, capfd):
   # Not run_main, which reads it.

@@ -13,7 +13,15 @@ import sys
 import time
 
 import pytest
-from support.command import ROOT, TINY, environ, finished, run_here, run_main
+from support.command import (
+  ROOT,
+  TINY,
+  environ,
+  finished,
+  needs_proc,
+  run_here,
+  run_main,
+)
 
 from flax_imdb.cluster import processes
 from flax_imdb.errors import TransientError, UserError
@@ -174,6 +182,7 @@ def _assert_lost(outcome, index):
   return status
 
 
+@needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_killed(index, stopped, long, tmp_path):
@@ -186,6 +195,7 @@ def test_one_is_killed(index, stopped, long, tmp_path):
     _assert_same(tmp_path, long)
 
 
+@needs_proc
 @pytest.mark.slow
 def test_one_is_asked_to_stop(stopped, long, tmp_path):
   status, _, err = _ends(_disturb(tmp_path, 1, signal.SIGTERM)[0])
@@ -200,6 +210,7 @@ def test_one_is_asked_to_stop(stopped, long, tmp_path):
   _assert_same(tmp_path, long)
 
 
+@needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_stopped(index, stopped, long):
