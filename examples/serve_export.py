@@ -27,8 +27,9 @@ tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))
 tokenizer.encode_special_tokens = True  # a review that says [PAD] is text
 entity = re.compile(r'&#?\w{1,32};', re.ASCII)  # &eacute; or &#39;
 exported = jax.export.deserialize((folder / 'model.stablehlo').read_bytes())
-logits = jax.jit(exported.call, compiler_options={
-    'xla_cpu_prefer_vector_width': 512})
+options = {'xla_cpu_prefer_vector_width': 512}
+logits = jax.jit(exported.call, compiler_options=(
+    options if jax.default_backend() == 'cpu' else None))
 
 sys.stdin.reconfigure(encoding='utf-8', newline='\n')
 texts = [line.rstrip('\r\n') for line in sys.stdin]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from flax_imdb.cluster import discovery
 from flax_imdb.config import check_fields, load_config, override
-from flax_imdb.errors import UserError
+from flax_imdb.errors import STATUSES, UserError
 from flax_imdb.storage import files
 
 # Flags that only some modes take.
@@ -61,7 +61,8 @@ def _flags() -> _Parser:
       prog='python -m flax_imdb.main', allow_abbrev=False,
       description='Learns whether film reviews are positive or negative.',
       epilog='--config.FIELD=VALUE changes a field of the config, such as '
-      '--config.model.width=32; configs/default.py explains them all.')
+      '--config.model.width=32; configs/default.py explains them all. Exit '
+      'status: ' + '; '.join(f'{n}, {what}' for n, what in STATUSES.items()))
   add = parser.add_argument
   add('--mode', default='train', choices=[
       'train', 'eval', 'predict', 'report', 'export', 'compile', 'prepare'],

@@ -13,8 +13,10 @@ from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
 _ROOT = pathlib.Path(__file__).parent
-# A checkout keeps `configs` beside the package, a wheel carries it inside.
-_PARENTS = (_ROOT.parent, _ROOT)
+# A wheel carries `configs` inside the package, a checkout keeps it beside. What
+# lies beside an installed package, without our pyproject.toml, is another's.
+_OURS = (_ROOT if (_ROOT / 'configs').is_dir()
+         or not (_ROOT.parent / 'pyproject.toml').is_file() else _ROOT.parent)
 _MOST_BYTES = 1 << 16  # of config.json; ours have 1,600
 
 
@@ -82,12 +84,11 @@ _FIELDS = {
 _ADDED = {'data.word_index': ''}
 
 
-def _find(path: str, parents=(pathlib.Path(), *_PARENTS)) -> pathlib.Path:
+def _find(path: str, *parents: pathlib.Path) -> pathlib.Path:
   for parent in parents:
     if os.path.isfile(parent / path):  # also where the name is too long
       return parent / path
-  known = sorted({f'configs/{f.name}' for parent in _PARENTS
-                  for f in parent.glob('configs/*.py')})
+  known = sorted(f'configs/{f.name}' for f in _OURS.glob('configs/*.py'))
   raise UserError(f'config file {path} not found; there are {", ".join(known)}')
 
 
@@ -98,7 +99,7 @@ def load_config(path: str) -> ConfigDict:
   the checkout or the installed package. Raises UserError if there is no such
   file, and says which there are, or if it fails.
   """
-  file = _find(path)
+  file = _find(path, pathlib.Path(), _OURS)
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   if not (spec and spec.loader):
     raise UserError(f'config file {file} is no Python file: give a .py one')
@@ -115,7 +116,7 @@ def load_config(path: str) -> ConfigDict:
 
 def packaged(name: str) -> ConfigDict:
   """The package's own configs/`name`.py, wherever the program started."""
-  return load_config(str(_find(f'configs/{name}.py', _PARENTS)))
+  return load_config(str(_find(f'configs/{name}.py', _OURS)))
 
 
 own = packaged  # what config files of users, made for version 0.1, call it

@@ -6,6 +6,7 @@ Each is a default: what the user's environment says stays, or is refused.
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
 import re
 
 from flax_imdb.errors import UserError
@@ -14,7 +15,10 @@ from flax_imdb.storage import cache
 # With fewer reviews than this a device waits more than it works.
 MIN_ROWS_PER_DEVICE = 16
 # What jax needs to be installed for another platform than the CPU.
-_ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin')
+_CUDA = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+_ACCELERATORS = ('libtpu', *_CUDA)
+_CGROUPS = pathlib.Path('/sys/fs/cgroup')
+_OWN_CGROUP = pathlib.Path('/proc/self/cgroup')
 
 
 # jaxlib that computes wrongly, and where that is told.
@@ -36,6 +40,75 @@ def _cpu_devices(global_batch_size: int, cores: int) -> int:
              default=1)
 
 
+def _cores() -> int:
+  """The cores that this process may use, at least 1."""
+  cores = len(os.sched_getaffinity(0)) if hasattr(
+      os, 'sched_getaffinity') else os.cpu_count() or 1
+  return max(1, int(min(cores, _quota(), _slurm_share())))
+
+
+def _quota() -> float:
+  """Processor seconds a second that cgroups let a container have; or inf.
+
+  Other than of the affinity, jax and Python know nothing of it: a thread a core
+  of the host would be stopped for most of the time.
+  """
+  try:
+    lines = _OWN_CGROUP.read_text().splitlines()
+  except OSError:  # no Linux
+    return float('inf')
+  least = float('inf')
+  for line in lines:
+    _, controllers, path = line.split(':', 2)
+    if controllers and 'cpu' not in controllers.split(','):
+      continue
+    top = _CGROUPS / 'cpu' if controllers else _CGROUPS  # version 1, or 2
+    folder = top / path.lstrip('/')
+    # In a container the path may be the host's, and the top its own.
+    for group in {top, *(x for x in (folder, *folder.parents)
+                         if x.is_relative_to(top))}:
+      least = min(least, _quota_of(group))
+  return least
+
+
+def _quota_of(group: pathlib.Path) -> float:
+  for names in (['cpu.max'], ['cpu.cfs_quota_us', 'cpu.cfs_period_us']):
+    try:
+      quota, period = ' '.join(
+          (group / name).read_text() for name in names).split()
+    except (OSError, ValueError):  # not there
+      continue
+    if quota not in ('max', '-1'):
+      return int(quota) / int(period)
+  return float('inf')
+
+
+def slurm_tasks() -> int | None:
+  """How many processes the SLURM step has that this is one of, else None.
+
+  Raises UserError if SLURM's variable for it is malformed.
+  """
+  env = os.environ
+  if not ('SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env):
+    return None
+  return _count('SLURM_NTASKS', env.get('SLURM_NTASKS', '1'))
+
+
+def _slurm_share() -> float:
+  """The cores of this task, which SLURM need not have bound to them; or inf."""
+  env = os.environ
+  if not slurm_tasks():
+    return float('inf')
+  if 'SLURM_CPUS_PER_TASK' in env:
+    return _count('SLURM_CPUS_PER_TASK', env['SLURM_CPUS_PER_TASK'])
+  # '4(x2),3' are 4 on two nodes and 3 on another. All tasks take as many.
+  tasks = re.findall(r'(?:^|,)(\d+)', env.get('SLURM_STEP_TASKS_PER_NODE', ''))
+  if not tasks or 'SLURM_CPUS_ON_NODE' not in env:
+    return float('inf')
+  return (_count('SLURM_CPUS_ON_NODE', env['SLURM_CPUS_ON_NODE'])
+          // max(map(int, tasks)))
+
+
 def configure(global_batch_size: int) -> None:
   """Sets the environment variables that jax and XLA read when they start.
 
@@ -45,8 +118,7 @@ def configure(global_batch_size: int) -> None:
   for name in ('JAX_NUM_CPU_DEVICES', 'NPROC'):
     if not env.get(name):  # jax refuses an empty one
       env.pop(name, None)
-  cores = len(os.sched_getaffinity(0)) if hasattr(
-      os, 'sched_getaffinity') else os.cpu_count() or 1
+  cores = _cores()
   if 'xla_force_host_platform_device_count' not in env.get('XLA_FLAGS', ''):
     env.setdefault(
         'JAX_NUM_CPU_DEVICES', str(_cpu_devices(global_batch_size, cores)))
@@ -77,6 +149,10 @@ def configure(global_batch_size: int) -> None:
   flags = ['--xla_cpu_prefer_vector_width=512']
   if not accelerator:
     flags.append('--xla_backend_optimization_level=1')
+  # The embedding's gradient adds up rows in whatever order the threads arrive:
+  # without this, a resumed run would not reach the same bits.
+  if any(map(importlib.util.find_spec, _CUDA)):
+    flags.append('--xla_gpu_deterministic_ops=true')
   given = env.get('XLA_FLAGS', '')
   env['XLA_FLAGS'] = ' '.join(
       [given, *(f for f in flags if f.split('=')[0] not in given)]).strip()

@@ -3,6 +3,18 @@
 Each message is one line that names the fix; `main` prints it, no traceback.
 """
 
+# What each exit status means. README has the same table, and what is in launch/
+# acts by it: it starts again on those of AGAIN, and never on that of a mistake.
+STATUSES = {
+    0: 'done',
+    1: 'the run failed by itself',
+    2: 'a mistake, which the same command makes again',
+    69: 'something outside failed that may go away: start it again',
+    75: 'stopped by a signal and saved: start it again',
+    130: 'interrupted with nothing to save',
+}
+AGAIN = (69, 75)
+
 
 class UserError(Exception):
   """A mistake that the same command makes again, until the user mends it."""
@@ -11,9 +23,9 @@ class UserError(Exception):
 
 class TransientError(Exception):
   """Something outside failed that may go away: the same command goes on."""
-  status = 69  # as EX_UNAVAILABLE of sysexits.h; the launchers start it again
+  status = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 class Preempted(Exception):
   """A run that was asked to stop, and has saved what it had."""
-  status = 75  # as EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again
+  status = 75  # EX_TEMPFAIL of sysexits.h

@@ -1,27 +1,32 @@
 """The start: python -m flax_imdb.main --help."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
+import re
 import sys
+from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from flax_imdb import __version__, cli, environment
-from flax_imdb.cluster import processes
-from flax_imdb.config import differences, packaged, read_config
-from flax_imdb.errors import Preempted, TransientError, UserError
-from flax_imdb.storage import bucket, files
-from flax_imdb.terminal import Terminal, quiet_libraries
+try:
+  from flax_imdb import __version__, cli, environment
+  from flax_imdb.cluster import processes
+  from flax_imdb.config import differences, packaged, read_config
+  from flax_imdb.errors import Preempted, TransientError, UserError
+  from flax_imdb.storage import bucket, files
+  from flax_imdb.terminal import Terminal, quiet_libraries
+except ModuleNotFoundError as e:
+  if e.name != 'fcntl':
+    raise
+  print('error: Windows is not supported: use Linux, macOS or, on Windows, WSL',
+        file=sys.stderr)
+  sys.exit(2)
 
 
 def main(argv: list[str]) -> int:
-  """Runs the program and returns its exit status.
-
-  0: done; 1: the run failed; 2: a mistake in what was given; 69: something
-  outside failed that may go away; 75: stopped by a signal, with all of the run
-  saved; 130: interrupted with nothing to save.
-  """
+  """Runs the program and returns its exit status, one of `errors.STATUSES`."""
   debug = False
   try:
     if sys.stdout is None:
@@ -29,7 +34,12 @@ def main(argv: list[str]) -> int:
     args, config = cli.parse(argv)
     debug = config.debug
     _start_jax(args, config)
-    _run_mode(args, config, Terminal(quiet=processes.index() > 0))
+    # At a terminal a person sees it stand still, or made it: with Ctrl-S, or in
+    # a debugger.
+    watch = args.mode in ('train', 'eval') and not (
+        config.debug or sys.stdout.isatty())
+    with processes.watched() if watch else contextlib.nullcontext():
+      _run_mode(args, config, Terminal(quiet=processes.index() > 0))
     with files.writing('standard output'):
       sys.stdout.flush()
     processes.shut_down()
@@ -66,7 +76,9 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
     if saved.exists():
       config = read_config(saved)
       config.debug = config.debug if args.debug is None else args.debug
-  environment.configure(config.global_batch_size // (args.num_processes or 1))
+  several = args.mode in ('train', 'eval')
+  count = args.num_processes or several and environment.slurm_tasks() or 1
+  environment.configure(config.global_batch_size // count)
   quiet_libraries()
   try:
     import jax  # only now: it reads the environment when it starts
@@ -74,21 +86,35 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
     raise UserError(f'jax cannot start ({e}): correct or unset what is wrong '
                     'of the JAX_ variables in the environment') from e
 
-  if args.mode in ('train', 'eval'):
+  if several:
     processes.initialize(
         args.coordinator_address, args.num_processes, args.process_id)
     if config.debug and processes.count() > 1:
       raise UserError('config.debug=True runs in one process only')
   try:
     jax.local_devices()
-  except (RuntimeError, AssertionError) as e:  # the latter without a plugin
-    platforms = os.environ.get('JAX_PLATFORMS', '')
-    raise UserError(
-        f'jax finds no devices for JAX_PLATFORMS={platforms!r}: install .[gpu] '
-        'or .[tpu], or unset it') from e
+  except (RuntimeError, AssertionError) as e:
+    _raise_no_devices(e)
   if config.debug:
     jax.config.update('jax_disable_jit', True)
     jax.config.update('jax_debug_nans', True)
+
+
+def _raise_no_devices(error: Exception) -> NoReturn:
+  """Raises UserError where a platform is missing, else TransientError.
+
+  Devices that an old process holds, or whose host is not ready yet, are told of
+  in many ways: 'already in use', 'No visible GPU devices', 'out of memory'.
+  What is missing has few; an AssertionError is jax' own for no GPU at all.
+  """
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  where = f'jax finds no devices for JAX_PLATFORMS={platforms!r}'
+  if isinstance(error, AssertionError) or re.search(
+      'not in the list of known|cannot open shared object', str(error)):
+    raise UserError(
+        f'{where}: install .[gpu] or .[tpu], or unset it') from error
+  raise TransientError(f'{where} ({error}): end the process that holds them, '
+                       'and start again') from error
 
 
 def _run_mode(args: argparse.Namespace, config: ConfigDict,

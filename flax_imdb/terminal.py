@@ -62,10 +62,13 @@ class Rate:
 
 
 class CompileClock:
-  """Times the compilations: the first call for each batch width."""
+  """Times the compilations: the first call for each batch width.
 
-  def __init__(self):
-    self._count, self._seconds = 0, 0.0
+  `begins` is called before each.
+  """
+
+  def __init__(self, begins: Callable[[], None] = lambda: None):
+    self._begins, self._count, self._seconds = begins, 0, 0.0
 
   def wrap(self, function: Callable[[Any, dict], Any]) -> Callable:
     """Counts what function(state, batch) compiles; waits for it."""
@@ -77,6 +80,7 @@ class CompileClock:
       if shape in seen:
         return function(state, batch)
       seen.add(shape)
+      self._begins()
       start = time.perf_counter()
       result = jax.block_until_ready(function(state, batch))
       self._count += 1

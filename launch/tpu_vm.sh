@@ -11,8 +11,9 @@
 #   eval     scores what was trained
 #   delete   ends the VM and its costs
 #   babysit  create, setup, run and logs, and again whenever the VM was taken
-#            away, from the last checkpoint, until the run is finished; a VM
-#            that is set up it takes as it is: after changes, setup by hand
+#            away or something failed that may go away, from the last checkpoint,
+#            until the run is finished; a VM that is set up it takes as it is:
+#            after changes, setup by hand
 #
 # --dry-run prints the lines and does nothing, without gcloud or a project; those
 #           of babysit are for a VM that was just taken away.
@@ -25,7 +26,7 @@
 # Before the first time: install gcloud, `gcloud auth login`, and for several
 # workers `ssh-add ~/.ssh/google_compute_engine`. Ctrl-C ends neither run nor
 # VM: logs and babysit come back to it. The first failing worker's exit status
-# is that of run, logs and eval: 0, 1, 2 or 75 as README explains them.
+# is that of run, logs and eval, as README explains them.
 set -euo pipefail
 
 # Settings, from the environment.
@@ -36,6 +37,7 @@ ACCELERATOR="${ACCELERATOR:-v5litepod-8}"      # type and size
 VERSION="${VERSION:-v2-alpha-tpuv5-lite}"      # of the VM's software
 WORKDIR="${WORKDIR:-}"  # gs://BUCKET/DIR; unset: on the VM, and lost with it
 RETRIES="${RETRIES:-3}"    # babysit: failures in a row of a run, with its VM up
+OUTSIDE="${OUTSIDE:-20}"   # babysit: those that may go away (exit status 69)
 WAITS="${WAITS:-100}"      # babysit: attempts in a row to have a VM
 DELAY="${DELAY:-30}"       # babysit: seconds between them, doubled up to 600
 
@@ -89,7 +91,7 @@ have_vm() {
   case ${dry_run:+PREEMPTED}$state in
     READY) ;;
     PREEMPTED | TERMINATED | STOPPED)
-      failures=0  # it was not the run's fault
+      failures=0 outside=0  # it was not the run's fault
       vm delete "$NAME" --quiet && create || return ;;
     '') create || return ;;
     *) say "$NAME is $state"; return 1 ;;
@@ -99,17 +101,18 @@ have_vm() {
 
 babysit() {
   trap 'exit 130' INT  # gcloud exits with 1 then, which would only be a failure
-  local failures=0 waits=0 pause=$DELAY status
-  while (( failures < RETRIES && waits < WAITS )); do
+  local failures=0 outside=0 waits=0 pause=$DELAY status
+  while (( failures < RETRIES && outside < OUTSIDE && waits < WAITS )); do
     if have_vm; then
-      waits=0 pause=$DELAY status=0
+      waits=0 status=0
       on_workers "$worker start $1 && $worker follow" || status=$?
       [[ ! $dry_run ]] || return 0
       case $status in
         0) say "finished; to end the costs: $0 delete"; return ;;
-        2) exit 2 ;;  # a mistake in what was given, as its line says
-        75) failures=0 ;;  # stopped and saved
-        *) failures=$((failures + 1)) ;;
+        2) exit 2 ;;  # a mistake, as its line says
+        69) outside=$((outside + 1)) ;;  # looks less and less often
+        75) failures=0 outside=0 pause=$DELAY ;;  # stopped and saved
+        *) failures=$((failures + 1)) outside=0 pause=$DELAY ;;
       esac
       say "the run ended with exit status $status"
     else
@@ -119,7 +122,8 @@ babysit() {
     sleep "$pause"
     pause=$((pause < 300 ? 2 * pause : 600))
   done
-  say "gives up after $failures failed runs and $waits attempts to have a VM"
+  say "gives up after $((failures + outside)) failed runs and $waits attempts" \
+    "to have a VM"
   exit 1
 }
 

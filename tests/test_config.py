@@ -64,7 +64,7 @@ def test_each_field_of_a_config_has_a_comment(file):
 def test_configs_are_found_from_another_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for file in FILES:
-    assert _find(file).samefile(ROOT / file)
+    assert _find(file, pathlib.Path(), config._OURS).samefile(ROOT / file)
   assert load_config('configs/quickstart.py').data.name == 'grammar_reviews'
 
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from flax_imdb import environment, main
-from flax_imdb.errors import UserError
+from flax_imdb import cli, environment, main
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import cache
 
 ROOT = pathlib.Path(environment.__file__).parents[1]
@@ -19,8 +19,8 @@ ROOT = pathlib.Path(environment.__file__).parents[1]
 @pytest.fixture
 def env(monkeypatch):
   """An environment of its own, without what `configure` sets."""
-  copy = {k: v for k, v in os.environ.items()
-          if not k.startswith(('JAX_', 'XLA_', 'NPROC', 'TF_CPP'))}
+  copy = {k: v for k, v in os.environ.items() if not k.startswith(
+      ('JAX_', 'XLA_', 'NPROC', 'TF_CPP', 'SLURM_'))}
   copy['JAX_PLATFORMS'] = 'cpu'  # whatever is installed here
   monkeypatch.setattr(os, 'environ', copy)
   return copy
@@ -29,6 +29,7 @@ def env(monkeypatch):
 def _cores(monkeypatch, n):
   monkeypatch.setattr(
       os, 'sched_getaffinity', lambda pid: set(range(n)), raising=False)
+  monkeypatch.setattr(environment, '_quota', lambda: float('inf'))
 
 
 @pytest.mark.parametrize(('batch', 'cores', 'devices'), [
@@ -67,9 +68,100 @@ def test_the_pool_holds_a_thread_a_device(env, monkeypatch, cores, batch):
   assert env['NPROC'] == env['JAX_NUM_CPU_DEVICES']
 
 
+# The files of /sys/fs/cgroup and the lines of /proc/self/cgroup.
+QUOTAS = {
+    'version 2, in a container of its own': (
+        ['0::/'], {'cpu.max': '300000 100000\n'}, 3),
+    'version 2, of the pod': (
+        ['0::/pod/container'], {'pod/cpu.max': '200000 100000\n',
+                                'pod/container/cpu.max': 'max 100000\n'}, 2),
+    'version 2, of the container': (
+        ['0::/pod/container'], {'pod/cpu.max': 'max 100000\n',
+                                'pod/container/cpu.max': '50000 25000\n'}, 2),
+    'version 1': (
+        ['4:memory:/', '1:cpu,cpuacct:/', '0::/'],
+        {'cpu/cpu.cfs_quota_us': '400000\n',
+         'cpu/cpu.cfs_period_us': '100000\n'}, 4),
+    'version 1, whose path is that of the host': (
+        ['2:cpuacct,cpu:/docker/17'], {'cpu/cpu.cfs_quota_us': '100000\n',
+                                       'cpu/cpu.cfs_period_us': '50000\n'}, 2),
+    'version 1, of a folder': (
+        ['2:cpu:/docker/17'], {'cpu/docker/17/cpu.cfs_quota_us': '30000\n',
+                               'cpu/docker/17/cpu.cfs_period_us': '10000\n',
+                               'cpu/cpu.cfs_quota_us': '-1\n',
+                               'cpu/cpu.cfs_period_us': '10000\n'}, 3),
+    'a part of a core more': (['0::/'], {'cpu.max': '290000 100000\n'}, 2),
+    'less than a core': (['0::/'], {'cpu.max': '20000 100000\n'}, 1),
+    'more than there are': (['0::/'], {'cpu.max': '6400000 100000\n'}, 8),
+    'none': (['0::/'], {'cpu.max': 'max 100000\n'}, 8),
+    'version 1, none': (['1:cpu:/'], {'cpu/cpu.cfs_quota_us': '-1\n',
+                                      'cpu/cpu.cfs_period_us': '100000\n'}, 8),
+    'no file': (['0::/'], {}, 8),
+    'above the container': (['0::/../other'], {'cpu.max': '100 100\n'}, 1),
+    'no cgroups': (None, {}, 8),
+}
+
+
+@pytest.mark.parametrize('name', QUOTAS)
+def test_a_container_has_as_many_devices_as_its_quota(
+    name, env, monkeypatch, tmp_path):
+  lines, files, cores = QUOTAS[name]
+  monkeypatch.setattr(
+      os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
+  monkeypatch.setattr(environment, '_CGROUPS', tmp_path / 'sys')
+  monkeypatch.setattr(environment, '_OWN_CGROUP', tmp_path / 'own')
+  if lines is not None:
+    (tmp_path / 'own').write_text('\n'.join(lines) + '\n')
+  for file, text in files.items():
+    path = tmp_path / 'sys' / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  environment.configure(8 * 3 * 16)
+  assert env['JAX_NUM_CPU_DEVICES'] == env['NPROC'] == str(cores)
+
+
+@pytest.mark.parametrize(('variables', 'devices'), [
+    ({}, 16),
+    ({'SLURM_CPUS_PER_TASK': '2'}, 2),
+    ({'SLURM_STEP_TASKS_PER_NODE': '4(x2)', 'SLURM_CPUS_ON_NODE': '16'}, 4),
+    ({'SLURM_STEP_TASKS_PER_NODE': '2,4(x3),1', 'SLURM_CPUS_ON_NODE': '8'}, 2),
+    ({'SLURM_STEP_TASKS_PER_NODE': '4', 'SLURM_CPUS_ON_NODE': '2'}, 1)])
+def test_a_slurm_task_counts_its_own_share(
+    env, monkeypatch, variables, devices):
+  _cores(monkeypatch, 16)
+  env.update(variables)
+  environment.configure(16 * 16)
+  assert env['JAX_NUM_CPU_DEVICES'] == '16'  # in no step: the shell of salloc
+  for name in ('JAX_NUM_CPU_DEVICES', 'NPROC', 'XLA_FLAGS'):
+    del env[name]
+  env.update(SLURM_STEP_NODELIST='a', SLURM_PROCID='0', SLURM_NTASKS='8')
+  environment.configure(16 * 16)
+  assert env['JAX_NUM_CPU_DEVICES'] == env['NPROC'] == str(devices)
+
+
+@pytest.mark.parametrize(('mode', 'rows'), [('train', 16), ('predict', 128)])
+def test_slurm_tasks_share_the_batch_where_they_are_one_run(
+    env, monkeypatch, mode, rows):
+  asked = []
+  def configure(rows):
+    asked.append(rows)
+    raise UserError('enough')
+  monkeypatch.setattr(environment, 'configure', configure)
+  env.update(SLURM_STEP_NODELIST='a', SLURM_PROCID='0', SLURM_NTASKS='8')
+  argv = [f'--mode={mode}', '--workdir=/nonexistent/run']
+  with pytest.raises(UserError, match='enough'):
+    main._start_jax(*cli.parse(argv))
+  assert asked == [rows]
+  env['SLURM_NTASKS'] = 'many'
+  if mode == 'train':
+    with pytest.raises(UserError, match="SLURM_NTASKS is 'many', not a posit"):
+      main._start_jax(*cli.parse(argv))
+
+
 def test_without_affinity_the_cores_are_counted(env, monkeypatch):
   monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
   monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+  monkeypatch.setattr(environment, '_quota', lambda: float('inf'))
   environment.configure(128)
   assert env['JAX_NUM_CPU_DEVICES'] == '2'
 
@@ -96,19 +188,29 @@ def test_configure_leaves_the_devices_to_xla_flags(env):
   assert env['NPROC'] == '2'
 
 
-@pytest.mark.parametrize(('there', 'level'), [
+@pytest.mark.parametrize(('there', 'more'), [
     ('', ['--xla_backend_optimization_level=1']), ('libtpu', []),
-    ('jax_cuda12_plugin', [])])
-def test_configure_adds_to_the_users_xla_flags(env, monkeypatch, there, level):
+    ('jax_cuda12_plugin', ['--xla_gpu_deterministic_ops=true']),
+    ('jax_cuda13_plugin', ['--xla_gpu_deterministic_ops=true'])])
+def test_configure_adds_to_the_users_xla_flags(env, monkeypatch, there, more):
+  """A run on a GPU is reproducible without a script that sets anything."""
   monkeypatch.setattr(
       importlib.util, 'find_spec', lambda name: name == there or None)
-  flags = ['--xla_cpu_prefer_vector_width=512', *level]
+  flags = ['--xla_cpu_prefer_vector_width=512', *more]
   environment.configure(128)
   assert env['XLA_FLAGS'].split() == flags
-  env['XLA_FLAGS'] = '--xla_dump_to=x --xla_backend_optimization_level=2'
+  own = ['--xla_dump_to=x', '--xla_backend_optimization_level=2',
+         '--xla_gpu_deterministic_ops=false']
+  env['XLA_FLAGS'] = ' '.join(own)
   environment.configure(128)
-  assert env['XLA_FLAGS'].split() == [
-      '--xla_dump_to=x', '--xla_backend_optimization_level=2', flags[0]]
+  assert env['XLA_FLAGS'].split() == [*own, flags[0]]
+
+
+def test_this_xla_knows_the_flag_for_gpus():
+  code = 'import jax; print(jax.numpy.ones(3).sum())'
+  env = os.environ | {'XLA_FLAGS': '--xla_gpu_deterministic_ops=true'}
+  assert subprocess.run([sys.executable, '-c', code], env=env, check=True,
+                        capture_output=True, text=True).stdout == '3.0\n'
 
 
 def test_configure_takes_an_empty_variable_for_none(env, monkeypatch):
@@ -190,7 +292,7 @@ print(jax.device_count(), int(devices.to_host(total)))
 @pytest.mark.parametrize('steps', [
     1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_device_per_core_runs_without_a_stall(steps, env):
-  devices = len(os.sched_getaffinity(0))
+  devices = environment._cores()
   env.update(JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES=str(devices), XLA_FLAGS=(
       '--xla_cpu_collective_call_warn_stuck_timeout_seconds=2 '
       '--xla_cpu_collective_call_terminate_timeout_seconds=10'))
@@ -199,6 +301,25 @@ def test_a_device_per_core_runs_without_a_stall(steps, env):
       capture_output=True, text=True, timeout=120, check=False)
   assert process.returncode == 0, process.stderr
   assert process.stdout.split() == [str(devices), str(steps * devices)]
+
+
+@pytest.mark.parametrize(('error', 'kind'), [
+    ("Backend 'cuda' is not in the list of known backends", UserError),
+    ('Failed to open libtpu.so: cannot open shared object file', UserError),
+    ('The TPU is already in use by process with pid 7', TransientError),
+    ('CUDA_ERROR_OUT_OF_MEMORY: out of memory', TransientError),
+    ('FAILED_PRECONDITION: No visible GPU devices.', TransientError),
+    (AssertionError(), UserError)])
+def test_devices_that_are_missing_are_a_mistake_and_held_ones_may_go_away(
+    env, monkeypatch, error, kind):
+  """The texts are those of jax 0.10, as its issues show them."""
+  import jax
+  def local_devices():
+    raise error if isinstance(error, Exception) else RuntimeError(error)
+  monkeypatch.setattr(jax, 'local_devices', local_devices)
+  env['JAX_PLATFORMS'] = 'cuda'
+  with pytest.raises(kind, match="no devices for JAX_PLATFORMS='cuda'"):
+    main._start_jax(*cli.parse(['--mode=predict', 'good']))
 
 
 def test_configure_twice_changes_nothing(env):

@@ -296,6 +296,18 @@ def test_a_warm_start_imports_no_tfds(trained, tmp_path):
   assert 'tensorflow_datasets' not in _modules(process)
 
 
+def test_where_there_is_no_fcntl_one_line_says_so():
+  """As on Windows; whichever module asks for it first."""
+  program = ('import runpy, sys; sys.modules["fcntl"] = None; '
+             'runpy.run_module("flax_imdb.main", run_name="__main__")')
+  process = subprocess.run(
+      [sys.executable, '-W', 'error', '-c', program, '--help'], cwd=ROOT,
+      capture_output=True, text=True, check=False, timeout=60)
+  assert (process.returncode, process.stdout) == (2, '')
+  assert process.stderr == ('error: Windows is not supported: use Linux, macOS '
+                            'or, on Windows, WSL\n')
+
+
 def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
   subprocess.run(
       [sys.executable, '-m', 'pip', 'wheel', str(ROOT), '--no-deps', '-q',
@@ -304,6 +316,9 @@ def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
   site = tmp_path / 'site'
   with zipfile.ZipFile(wheel) as archive:  # all that pip does with it
     archive.extractall(site)
+  (site / 'configs').mkdir()  # of another package, which is not to be run
+  for name in ('default.py', 'quickstart.py', 'another.py'):
+    (site / 'configs' / name).write_text('raise SystemExit(99)')
   program = ('import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); '
              'runpy.run_module("flax_imdb.main", run_name="__main__")')
   process = subprocess.run(
@@ -312,4 +327,9 @@ def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
   assert process.returncode == 0, process.stderr
   assert b'99 reviews are ready' in process.stdout
   assert pathlib.Path(site, 'flax_imdb', 'configs', 'default.py').exists()
+  process = subprocess.run(
+      [sys.executable, '-c', program, str(site), '--config=configs/another.py'],
+      cwd=tmp_path, capture_output=True, check=False, timeout=300)
+  assert process.returncode == 2
+  assert b'error: config file configs/another.py not found' in process.stderr
   assert pathlib.Path(site, 'flax_imdb', 'data', 'grammar.toml').exists()

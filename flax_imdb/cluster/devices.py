@@ -83,6 +83,7 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
   """The `own_rows` of all processes, joined along the last axis; [..., B]."""
   if processes.count() == 1:
     return rows
+  processes.report_alive()
   from jax.experimental import multihost_utils
   return np.concatenate(list(multihost_utils.process_allgather(rows)), axis=-1)
 

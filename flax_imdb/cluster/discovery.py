@@ -4,7 +4,8 @@ import glob
 import os
 import urllib.request
 
-from flax_imdb.errors import UserError
+from flax_imdb import environment
+from flax_imdb.errors import TransientError, UserError
 
 
 def check_flags(coordinator_address: str | None, num_processes: int | None,
@@ -36,19 +37,25 @@ def ask_cluster(seconds: int) -> tuple | None:
   """Asks SLURM or the Cloud TPU; None if this is the only process.
 
   Within `seconds`: address of process 0, count, index, local devices or None.
+  Raises TransientError if it does not answer, or does not know process 0 yet.
   """
   if not (method := _cluster()):
     return None
   from jax._src import clusters  # jax has no public name for it
-  return clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      None, None, None, None, method, seconds)
+  try:
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, method, seconds)
+  except (OSError, RuntimeError) as e:  # the former also of requests
+    raise TransientError(
+        f'the cluster does not say how to meet the other processes ({e}): '
+        'start all again') from e
 
 
 def _cluster() -> str | None:
   """The cluster, as jax names it; None if this is the only process."""
   env = os.environ
-  if 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env:
-    return 'slurm' if int(env.get('SLURM_NTASKS', '1')) > 1 else None
+  if (tasks := environment.slurm_tasks()) is not None:
+    return 'slurm' if tasks > 1 else None
   if (env.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu'
       or not (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))):
     return None

@@ -56,6 +56,7 @@ class Stop:
       return self.signal is not None
     if self._votes and (wait or self._steps % self._look_every == 0):
       seen = self._votes[-1 if wait else 0]
+      processes.report_alive('wait')
       self._agreed |= bool(devices.to_host(seen) > 0)
     return self._agreed
 

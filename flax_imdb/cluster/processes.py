@@ -1,11 +1,13 @@
 """Several processes: how they meet, what they agree on and how they part.
 
 jax is imported only where it is needed: it must come after
-`environment.configure`. With one process nothing here costs anything.
+`environment.configure`. With one process nothing here costs anything but a look
+at it each second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import itertools
 import secrets
 import socket
@@ -14,7 +16,7 @@ import time
 
 from flax_imdb.cluster import discovery
 from flax_imdb.cluster.watchdog import Watchdog
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import cache, files
 
 MEET_SECONDS = 120  # that the processes wait for one another at the start
@@ -41,7 +43,8 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
   The arguments are the flags, which `discovery.check_flags` has seen; without
   them SLURM or the Cloud TPU is asked, and elsewhere there is one process.
-  Raises UserError if process 0 can't listen, or is not to be reached.
+  Raises TransientError if the others, or the cluster, can't be reached in time
+  or the port is held, UserError if process 0 may not listen there.
   """
   global _watchdog
   devices = None
@@ -74,19 +77,23 @@ def initialize(coordinator_address: str | None, num_processes: int | None,
 
 
 def _check_free(address: str) -> None:
-  """Raises UserError if this process can't listen there; jax crashes."""
+  """Raises as `initialize` if this process can't listen there; jax crashes."""
   port, both = int(address.rpartition(':')[2]), socket.has_dualstack_ipv6()
   try:
     socket.create_server(
         ('', port), family=socket.AF_INET6 if both else socket.AF_INET,
         dualstack_ipv6=both).close()
   except OSError as e:
-    raise UserError(f'process 0 cannot listen on port {port} ({e.strerror}): '
-                    'give another --coordinator_address to all') from e
+    # An old process may hold it; a port that is not allowed stays so.
+    held = e.errno == errno.EADDRINUSE
+    raise (TransientError if held else UserError)(
+        f'process 0 cannot listen on port {port} ({e.strerror}): '
+        + ('end what holds it and start again, or ' if held else '')
+        + 'give another --coordinator_address to all') from e
 
 
 def _reach(address: str) -> None:
-  """Raises a UserError if process 0 does not listen in time; jax aborts."""
+  """Raises TransientError if process 0 does not listen in time; jax aborts."""
   host, _, port = address.rpartition(':')
   end = time.monotonic() + MEET_SECONDS
   while True:
@@ -94,16 +101,17 @@ def _reach(address: str) -> None:
       return socket.create_connection((host.strip('[]'), int(port)), 2).close()
     except OSError as e:
       if time.monotonic() > end:
-        raise UserError(
+        raise TransientError(
             f'cannot reach process 0 at {address} within {MEET_SECONDS} s '
-            f'({e}): is it started, and --coordinator_address right?') from e
+            f'({e}): start all again, with its address') from e
     time.sleep(0.1)
 
 
 def gather(value: str) -> list[str]:
   """The values of all processes, by their index; all must call this."""
-  if _watchdog is None:
+  if _watchdog is None or _watchdog.count == 1:
     return [value]
+  report_alive()  # who is not here yet is the one that is waited for
   client, place = _watchdog.client, f'gather/{next(_rounds)}'
   client.key_value_set(f'{place}/{index()}', value)
   return [client.blocking_key_value_get(f'{place}/{i}', _DAY_MS)
@@ -146,16 +154,41 @@ def one_at_a_time() -> contextlib.AbstractContextManager[None]:
   return cache.lock() if count() > 1 else contextlib.nullcontext()
 
 
-def report_alive(step: int | None = None) -> None:
-  """Tells the watchdog that this process moves, and the steps it has done."""
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+  """Watches over the main thread of a lone process, while the context lasts.
+
+  If it stands still, the process ends as one of several would. Those are
+  watched from `initialize` on.
+  """
+  global _watchdog
   if _watchdog:
-    _watchdog.report_alive(step)
+    yield
+    return
+  _watchdog = Watchdog(0, 1)
+  _watchdog.start(None)
+  try:
+    yield
+  finally:
+    _watchdog.stop()
+    _watchdog = None
+
+
+def report_alive(phase: str | None = None, step: int | None = None) -> None:
+  """Tells the watchdog which phase begins: load, restore, compile, step, ...
+
+  Without one, that the same goes on; `step` is the number of a step that
+  begins. All processes must call this at the same places, and before what they
+  do together: the one that has done so least often is waited for.
+  """
+  if _watchdog:
+    _watchdog.report_alive(phase, step, time.monotonic())
 
 
 def shut_down() -> None:
   """Waits until all processes are done, and parts from them."""
   global _watchdog
-  if _watchdog is None:
+  if _watchdog is None or _watchdog.count == 1:
     return
   import jax
   gather('done')
@@ -166,13 +199,13 @@ def shut_down() -> None:
 
 def end_all(message: str, status: int) -> None:
   """Ends all processes, each with one line; returns if there is but one."""
-  if _watchdog:
+  if _watchdog and _watchdog.count > 1:
     _watchdog.end(message, status, f'process {index()}: {message}')
 
 
 def end_all_after(error: Exception) -> None:
   """`end_all`, after an error that a lost process may have caused."""
-  if _watchdog is None:
+  if _watchdog is None or _watchdog.count == 1:
     return
   _watchdog.wait_for_the_lost()
   sys.excepthook(type(error), error, error.__traceback__)

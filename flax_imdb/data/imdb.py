@@ -23,7 +23,7 @@ from tensorflow_datasets.datasets.imdb_reviews import (
   imdb_reviews_dataset_builder as stock,
 )
 
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 
 _PROBE_SECONDS = 3  # tfds alone tries a dead network for 204 s
 _STALL_SECONDS = 30  # the longest silence in a download
@@ -36,8 +36,9 @@ def provide_archive(downloads: pathlib.Path,
 
   tfds' own downloader has no timeout, makes ten retries and leaves a broken
   download lying about; this one gives up at once and leaves nothing. `announce`
-  is told in one line what is downloaded. Raises UserError if the network or the
-  server failed or the archive is another, OSError if it can't be written.
+  is told in one line what is downloaded. Raises TransientError if the network
+  or the server failed, UserError if the archive is another, which it would be
+  again, and OSError if it can't be written.
   """
   ((url, info),) = ImdbReviews.url_infos.items()
   cached = resource.get_dl_fname(url, info.checksum)
@@ -74,7 +75,7 @@ def provide_archive(downloads: pathlib.Path,
           TimeoutError) as e:
     if isinstance(e, urllib.error.HTTPError):
       e.close()  # it holds the connection
-    raise UserError(f'cannot download {url} ({e}): {fix}') from e
+    raise TransientError(f'cannot download {url} ({e}): {fix}') from e
   finally:
     part.unlink(missing_ok=True)
 

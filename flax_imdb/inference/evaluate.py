@@ -47,11 +47,11 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
         reviews, batch_size, config.data.bucket_width, config.data.max_length,
         devices.own_rows(batch_size)):
       batch = {k: batch[k] for k in ('ids', 'lengths')}
+      processes.report_alive('evaluate')
       computed.append(forward(params, devices.shard(batch)))
       if places:  # waits for the batch before: the devices work on this one
         computed[-2] = np.ravel(computed[-2])
       places.append(rows)
-      processes.report_alive()
     everywhere = devices.gather_rows(
         np.array([np.ravel(x) for x in computed]))
     result = np.empty(len(reviews), np.float32)
@@ -89,11 +89,13 @@ def evaluate_run(workdir: str, which: str | None, split: str,
   `introduce` is told the run's config before anything takes time, `announce`
   the rest. `which` and errors as of `run.restore`, and of `load_splits`.
   """
+  processes.report_alive('restore')
   restored = run.restore(workdir, which)
   introduce(restored.config)
+  processes.report_alive('load')
   reviews = load_splits(
       restored.config, restored.tokenizer, announce, [split])[split]
-  compiled = CompileClock()
+  compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = make_logits(restored.config, restored.model, compiled)
   result = score(logits(restored.params, reviews), reviews.labels)
   announce(f'step {restored.step}{compiled.take()}')

@@ -89,6 +89,7 @@ class _Training:
   checkpoints: Checkpoints
 
   def save(self, score: float | None) -> None:
+    processes.report_alive('save')
     self.checkpoints.save(
         self.step, self.state.to_items(), self.progress, score)
 
@@ -99,6 +100,7 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
   What can be refused is, before anything is left there: a corrected config may
   begin in it. So the test split is read now, too.
   """
+  processes.report_alive('load')
   devices.check_batch_size(config.global_batch_size)
   model = classifier.build_model(config)
   run.check_directory(workdir, config)
@@ -115,7 +117,7 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
       config.data.bucket_width, config.data.max_length,
       devices.own_rows(config.global_batch_size))
   optimizer = build_optimizer(config, batches.steps_per_epoch)
-  compiled = CompileClock()
+  compiled = CompileClock(lambda: processes.report_alive('compile'))
   return _Task(
       config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
       compiled.wrap(make_train_step(
@@ -135,6 +137,7 @@ def _tokenizer(
 def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
   """The newest state that is whole, else the initial one."""
   config, announce = task.config, task.terminal.announce
+  processes.report_alive('restore')
   shapes = state_shapes(config, task.model, task.optimizer)
   found = checkpoints.restore_newest(shapes.to_items(), announce)
   if found is None:
@@ -194,6 +197,7 @@ def _run_epochs(
         stopping.update(early_stopping, training.progress, score)
       training.progress.seconds += rate.seconds()
       line = _line(task, training.step, metrics, validation)
+      processes.report_alive('save')
       writers.write(line, {'reviews_per_second': reviews_per_second})
       training.save(score)
       task.terminal.announce(
@@ -206,6 +210,7 @@ def _run_epochs(
   if stop.agreed() and checkpoints.latest() != training.step:
     _check_finite(task, training, devices.to_host(training.state.metrics))
     training.save(score=None)
+  processes.report_alive('save')
   checkpoints.wait()
   stop.leave_if_asked(training.step, task.steps_total)
 
@@ -218,15 +223,16 @@ def _train_epoch(task: _Task, training: _Training, train_step: Callable,
   """
   batches, before = task.batches, None
   while not stop.agreed():
-    training.state, metrics = train_step(
-        training.state, devices.shard(batches(training.step)))
+    batch = devices.shard(batches(training.step))
+    processes.report_alive('step', training.step + 1)
+    training.state, metrics = train_step(training.state, batch)
     rate.reviews += len(batches.rows(training.step))
     training.step += 1
-    processes.report_alive(training.step)
     if training.step == training.began_at + 1:
       task.terminal.announce('first step done' + task.compiled.take())
     if training.step % WAIT_EVERY == 0:
       if before is not None:
+        processes.report_alive('wait')
         so_far = devices.to_host(before)
         _check_finite(task, training, so_far)
         if so_far.weight:
@@ -234,6 +240,7 @@ def _train_epoch(task: _Task, training: _Training, train_step: Callable,
               task, so_far, training.step, rate.per_second()))
       before = metrics
     if training.step % batches.steps_per_epoch == 0:
+      processes.report_alive('wait')
       metrics = devices.to_host(metrics)
       _check_finite(task, training, metrics, epoch_over=True)
       return metrics
@@ -263,6 +270,7 @@ def _finish(task: _Task, training: _Training,
   best = training.checkpoints.best()
   evaluated = best if run.evaluates_best(config) else step
   assert evaluated is not None
+  processes.report_alive('restore')
   params = run.restore_eval_params(
       training.checkpoints, evaluated, config, task.model)
   scores = {}
@@ -278,6 +286,7 @@ def _finish(task: _Task, training: _Training,
       'seconds': round(training.progress.seconds, 3),
       'parameters': classifier.parameter_count(trained),
       'params_sha256': classifier.params_sha256(trained)}
+  processes.report_alive('save')
   run.write_summary(task.workdir, summary)
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
                *(evaluate.score_text(*item) for item in scores.items()),
@@ -291,6 +300,7 @@ def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
   if not (most := task.config.show_examples):
     return
   data = task.config.data
+  processes.report_alive('load')
   texts, labels = sources.read_texts(data.name, data.test_split)
   for row in sorted(range(len(texts)), key=lambda i: len(texts[i]))[:most]:
     prediction, = predict.predict(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from flax_imdb.cluster import discovery
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
@@ -43,3 +43,10 @@ def test_where_there_is_a_cluster(monkeypatch):
   assert discovery._cluster() == 'gketpu'
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert discovery._cluster() is None
+
+
+def test_a_cluster_that_does_not_know_process_0_yet_may_later(monkeypatch):
+  monkeypatch.setattr(discovery, '_cluster', lambda: 'gketpu')
+  monkeypatch.setenv('MEGASCALE_COORDINATOR_ADDRESS', 'not-yet.invalid')
+  with pytest.raises(TransientError, match='not-yet.invalid.*start all again'):
+    discovery.ask_cluster(0)

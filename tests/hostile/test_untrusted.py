@@ -22,7 +22,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from support.command import ROOT, TINY
+from support.command import ROOT, TINY, needs_proc
 import tensorstore
 
 from flax_imdb import main
@@ -652,6 +652,7 @@ def test_arrays_are_compared_with_the_config_before_they_are_made(
     assert re.search(message, error), error
 
 
+@needs_proc
 def test_memory_stays_what_it_is_when_a_checkpoint_claims_a_gibibyte(copied):
   workdir, step = copied
   _bomb(step)

@@ -93,6 +93,26 @@ def test_the_example_answers_as_predict_does_without_this_package(exported):
   assert alone == predictions[-1:]
 
 
+@pytest.mark.parametrize(('backend', 'given'), [
+    ('cpu', "{'xla_cpu_prefer_vector_width': 512}"), ('gpu', 'None'),
+    ('tpu', 'None')])
+def test_the_example_gives_flags_for_a_cpu_to_a_cpu_only(
+    backend, given, exported):
+  guarded = GUARDED.replace('sys.modules', f'''
+jax.default_backend = lambda: {backend!r}
+jit = jax.jit
+def shown(function, compiler_options=None):
+  print(compiler_options, file=sys.stderr)
+  return jit(function)
+jax.jit = shown
+sys.modules''')
+  process = subprocess.run(
+      [sys.executable, '-c', guarded, str(EXAMPLE), str(exported[0])],
+      capture_output=True, text=True, check=True, timeout=300, input='good\n')
+  assert given in process.stderr.splitlines()
+  assert json.loads(process.stdout)['text'] == 'good'
+
+
 @pytest.mark.parametrize('fields', [
     {'model.layers': 2, 'model.bidirectional': True,
      'model.pooling': 'max+mean'},  # so wide that the rows of a call matter

@@ -1,6 +1,7 @@
 """Several real processes: the same run, and what happens when one is lost."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -12,10 +13,18 @@ import sys
 import time
 
 import pytest
-from support.command import ROOT, TINY, environ, finished, run_here, run_main
+from support.command import (
+  ROOT,
+  TINY,
+  environ,
+  finished,
+  needs_proc,
+  run_here,
+  run_main,
+)
 
 from flax_imdb.cluster import processes
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 
 # Long enough to be disturbed: 140 steps, of one batch shape.
 LONG = (*TINY, '--config.num_epochs=20', '--config.data.max_length=20')
@@ -173,6 +182,7 @@ def _assert_lost(outcome, index):
   return status
 
 
+@needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_killed(index, stopped, long, tmp_path):
@@ -185,6 +195,7 @@ def test_one_is_killed(index, stopped, long, tmp_path):
     _assert_same(tmp_path, long)
 
 
+@needs_proc
 @pytest.mark.slow
 def test_one_is_asked_to_stop(stopped, long, tmp_path):
   status, _, err = _ends(_disturb(tmp_path, 1, signal.SIGTERM)[0])
@@ -199,14 +210,60 @@ def test_one_is_asked_to_stop(stopped, long, tmp_path):
   _assert_same(tmp_path, long)
 
 
+@needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1])
 def test_one_is_stopped(index, stopped, long):
   workdir, outcome = stopped[index]
-  assert _assert_lost(outcome.result(), index) == 1
+  assert _assert_lost(outcome.result(), index) == 69
   if not index:
     finished(run_main(*LONG, f'--workdir={workdir}'))
     _assert_same(workdir, long)
+
+
+# With a watch that is faster than a real one; {hang} is what hangs.
+_HANGS = '''
+import sys, time
+from flax_imdb import main
+from flax_imdb.cluster import processes, watchdog
+watchdog.FIRST = 6.0
+watchdog.LEAST.update(step=6.0, wait=6.0)
+def hang(*args, **kwargs):
+  time.sleep(1000)
+{hang}
+sys.exit(main.main(sys.argv[1:]))
+'''
+
+
+@pytest.mark.slow
+def test_one_whose_main_thread_hangs_is_named(tmp_path):
+  address, hang = _address(), '''
+from flax_imdb.data.batches import TrainBatches
+call = TrainBatches.__call__
+TrainBatches.__call__ = lambda self, step: hang() if (
+    step == 30 and processes.index() == 1) else call(self, step)'''
+  both = [subprocess.Popen(
+      [sys.executable, '-c', _HANGS.format(hang=hang), *LONG,
+       f'--workdir={tmp_path}', f'--coordinator_address={address}',
+       '--num_processes=2', f'--process_id={i}'], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=environ(JAX_NUM_CPU_DEVICES='1')) for i in (0, 1)]
+  for process in both:
+    status, _, err = _ends(process)
+    assert status == 69
+    assert re.match(r'error: process 1 of 2 is stuck in phase (step|wait) at '
+                    r'step 3\d: start the run again', err.splitlines()[-1])
+
+
+def test_a_lone_run_that_hangs_ends(tmp_path):
+  hang = 'from flax_imdb.train.writers import Writers\nWriters.write = hang'
+  process = subprocess.run(
+      [sys.executable, '-c', _HANGS.format(hang=hang), *LONG,
+       f'--workdir={tmp_path}'], cwd=ROOT, text=True, capture_output=True,
+      check=False, timeout=120)
+  assert process.returncode == 69
+  assert re.fullmatch('error: the run is stuck in phase save at step 7: start '
+                      'it again, and it goes on .*\n', process.stderr)
 
 
 # -- bad input ----------------------------------------------------------------
@@ -251,15 +308,23 @@ def test_a_port_in_use():
     process = run_main(
         f'--coordinator_address=127.0.0.1:{server.getsockname()[1]}',
         '--num_processes=2', '--process_id=0')
-  assert process.returncode == 2
+  assert process.returncode == 69
   assert process.stderr.startswith('error: process 0 cannot listen on port')
   assert process.stderr.count('\n') == 1
 
 
 def test_nobody_listens(monkeypatch):
   monkeypatch.setattr(processes, 'MEET_SECONDS', 0.3)
-  with pytest.raises(UserError, match='cannot reach process 0 at 127.0.0.1'):
+  with pytest.raises(TransientError, match='cannot reach process 0 at 127.0'):
     processes.initialize(_address(), 2, 1)
+
+
+def test_a_port_that_is_not_allowed_is_a_mistake(monkeypatch):
+  def create_server(*args, **kwargs):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+  monkeypatch.setattr(processes.socket, 'create_server', create_server)
+  with pytest.raises(UserError, match='cannot listen on port 80 .Permission'):
+    processes.initialize('127.0.0.1:80', 2, 0)
 
 
 def test_nobody_comes():
@@ -268,7 +333,7 @@ def test_nobody_comes():
        'processes.MEET_SECONDS = 1; '
        f'processes.initialize("{_address()}", 2, 0)'], cwd=ROOT,
       capture_output=True, text=True, timeout=60, check=False)
-  assert process.returncode == 1  # where jax aborts
+  assert process.returncode == 69  # where jax aborts
   assert process.stderr.splitlines()[-1].startswith(
       'error: the 2 processes did not all meet at 127.0.0.1')
 

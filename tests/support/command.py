@@ -9,9 +9,14 @@ import sys
 import types
 from unittest import mock
 
+import pytest
+
 from flax_imdb import main
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+needs_proc = pytest.mark.skipif(
+    not os.path.exists('/proc/self/stat'), reason='needs /proc, as on Linux')
 
 # The smallest run that still has buckets, a short last batch and two epochs.
 TINY = (
