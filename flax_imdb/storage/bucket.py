@@ -115,8 +115,9 @@ def failure(error: Exception) -> str | None:
 def raise_failure(error: Exception, what: str) -> None:
   """Raises a TransientError that says what failed, if `failure` knows why."""
   if why := failure(error):
-    raise TransientError(f'{what} ({why}): look at the network, and started again '
-                     'it goes on from the last checkpoint') from error
+    raise TransientError(
+        f'{what} ({why}): look at the network, and started again it goes on '
+        'from the last checkpoint') from error
 
 
 def write(path: Any, content: bytes) -> None:

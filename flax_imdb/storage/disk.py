@@ -52,11 +52,17 @@ def append(path: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int | None]]:
+def opened(
+    path: pathlib.Path) -> Iterator[tuple[BinaryIO | None, int | None]]:
   """Opens a file to read: it and its bytes, None if it is no regular one."""
   # Without O_NONBLOCK a pipe would be waited for.
-  with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:
-    status = os.fstat(f.fileno())
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  status = os.fstat(descriptor)
+  if stat.S_ISDIR(status.st_mode):  # Python opens none
+    os.close(descriptor)
+    yield None, None
+    return
+  with open(descriptor, 'rb') as f:
     yield f, status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
@@ -68,11 +74,14 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def sizes(folder: pathlib.Path) -> Iterator[tuple[pathlib.PurePath, int]]:
   """See `files.sizes`."""
-  for path in folder.rglob('*'):
-    if path.is_file():
-      yield path, path.stat().st_size
-    elif not path.is_dir():
-      raise ValueError(f'{path.name} is no file')
+  def fail(error):
+    raise error  # pathlib's rglob would leave out what it can't list
+  for place, _, names in os.walk(folder, onerror=fail):
+    for path in (pathlib.Path(place, name) for name in names):
+      status = path.stat()
+      if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f'{path.name} is no file')
+      yield path, status.st_size
 
 
 def remove_leftovers(
