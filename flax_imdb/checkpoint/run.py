@@ -4,6 +4,7 @@ config.json  tokenizer.json  checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  summary.json  export/  report/
 """
 
+from collections.abc import Callable
 import dataclasses
 import json
 from typing import Any
@@ -71,12 +72,15 @@ def begin_directory(workdir: str, config: ConfigDict,
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
-  The first process writes. Raises as `initial_params` and `files.write`.
+  All call this, and the first process writes. Raises as `initial_params` and
+  `files.write`.
   """
-  if processes.index() > 0 or is_run(workdir):
+  if processes.gather(str(is_run(workdir)))[0] == str(True):
     return
   if config.init_from:
     initial_params(config, classifier.build_model(config))
+  if processes.index() > 0:
+    return
   path = files.as_path(workdir)
   save_tokenizer(tokenizer, path / 'tokenizer.json')
   write_config(config, path / 'config.json')
@@ -86,7 +90,9 @@ def restore(workdir: str, which: str | None) -> Run:
   """Opens a run directory to evaluate or to predict; changes nothing in it.
 
   `which` is 'best', 'latest' or a step's number; None for what the run itself
-  evaluated. Raises UserError if there is no run, or no such step.
+  evaluated. Of several processes, which all call this, the first chooses, for
+  a run beside them may save meanwhile. Raises UserError if there is no run, or
+  no such step, and as `Checkpoints.restore_chosen`.
   """
   if not is_run(workdir):
     raise UserError(
@@ -99,35 +105,38 @@ def restore(workdir: str, which: str | None) -> Run:
     model = classifier.build_model(config)
   except UserError as e:
     raise UserError(f'{path}/config.json: {e}') from e
-  if which is None:
-    which = 'best' if config.early_stopping.restore_best else 'latest'
+  wanted = which or (
+      'best' if config.early_stopping.restore_best else 'latest')
   with Checkpoints(workdir, read_only=True) as checkpoints:
-    steps = checkpoints.steps()
-    if which == 'best':
-      step = checkpoints.best()
-    elif which == 'latest':
-      step = checkpoints.latest()
-    else:
-      step = int(which) if which.isascii() and which.isdigit() else None
-    if step not in steps:
-      raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
-                      + ('choose one with --step' if steps else 'train first'))
-    params = restore_eval_params(checkpoints, step, config, model)
+    def choose() -> int:
+      steps = checkpoints.steps()
+      if wanted == 'best':
+        step = checkpoints.best()
+      elif wanted == 'latest':
+        step = checkpoints.latest()
+      else:
+        step = int(wanted) if wanted.isascii() and wanted.isdigit() else None
+      if step is None or step not in steps:
+        raise UserError(
+            f'{workdir} has no {wanted} step, steps found: {steps}: '
+            + ('choose one with --step' if steps else 'train first'))
+      return step
+    step, params = restore_eval_params(checkpoints, choose, config, model)
   tokenizer = load_tokenizer(path / 'tokenizer.json', config.data.vocab_size)
   return Run(config, tokenizer, model, params, step)
 
 
 def restore_eval_params(
-    checkpoints: Checkpoints, step: int, config: ConfigDict,
-    model: classifier.SentimentClassifier) -> Params:
-  """The parameters of a step to evaluate with: averaged ones if there are.
+    checkpoints: Checkpoints, choose: Callable[[], int], config: ConfigDict,
+    model: classifier.SentimentClassifier) -> tuple[int, Params]:
+  """The step chosen, and its parameters to evaluate with: averaged, if any.
 
-  Float32, replicated. Raises UserError as `Checkpoints.restore`.
+  Float32, replicated; see `Checkpoints.restore_chosen`, which also raises.
   """
   shapes = classifier.param_shapes(model)
-  items, _ = checkpoints.restore(step, {'model': {
+  step, items = checkpoints.restore_chosen(choose, {'model': {
       'params': shapes, 'ema': shapes if config.ema_decay else {}}})
-  return items['model']['ema'] or items['model']['params']
+  return step, items['model']['ema'] or items['model']['params']
 
 
 def initial_params(

@@ -104,8 +104,8 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
   tokenizer = _tokenizer(config, workdir, terminal)
   splits = load_splits(config, tokenizer, terminal.announce)
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
-  processes.check_same(
-      'tokenizer or data', lambda: data_sha256(tokenizer, splits['train']))
+  processes.check_same('tokenizer or data', lambda: ' '.join(
+      data_sha256(tokenizer, split) for split in splits.values()))
   run.begin_directory(workdir, config, tokenizer)
   batches = TrainBatches(
       splits['train'], config.seed, config.global_batch_size,
@@ -138,6 +138,8 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
     state = devices.replicate(init_state(config, task.model, task.optimizer))
     if config.init_from:
       params = run.initial_params(config, task.model)
+      processes.check_same(
+          'config.init_from', lambda: classifier.params_sha256(params))
       # Put there twice: the step donates both, and no buffer goes twice.
       state = state.replace(
           params=devices.replicate(params),
@@ -252,10 +254,12 @@ def _finish(task: _Task, training: _Training,
   """Evaluates what the config asks for, and writes the summary."""
   config, step = task.config, training.step
   best = training.checkpoints.best()
-  evaluated = best if config.early_stopping.restore_best else step
-  assert evaluated is not None
-  params = run.restore_eval_params(
-      training.checkpoints, evaluated, config, task.model)
+  def choose() -> int:
+    chosen = best if config.early_stopping.restore_best else step
+    assert chosen is not None
+    return chosen
+  evaluated, params = run.restore_eval_params(
+      training.checkpoints, choose, config, task.model)
   scores = {}
   for name, split in task.splits.items():
     scores[name] = evaluate.score(task.logits(params, split), split.labels)
