@@ -4,9 +4,12 @@ config.json  tokenizer.json  checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  summary.json  export/  report/
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import json
+import os
+import sys
 from typing import Any
 
 import jax
@@ -18,7 +21,7 @@ from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import differences, read_config, write_config
 from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.model import classifier, keras_weights
 from flax_imdb.model.classifier import Params
 from flax_imdb.storage import bucket, files
@@ -34,20 +37,48 @@ class Run:
   step: int  # after which they were so
 
 
+@contextlib.contextmanager
+def locked(workdir: str, announce: Callable[[str], None]) -> Iterator[None]:
+  """Makes a run directory's place and keeps other runs from writing there.
+
+  Of several processes the first one does; eval and predict need no lock. It
+  ends with the process, however that ends. `announce` is told where a file
+  system has no locks. Raises UserError if the directory can't be written, and
+  TransientError if it may be soon, or another process has it.
+  """
+  if processes.index() > 0:
+    yield
+    return
+  _check_writable(workdir)
+  path = files.as_path(workdir)
+  with files.locked(path / '.lock', _lost) as why_none:
+    if why_none:
+      announce(f'{workdir} cannot be locked ({why_none}): see that no other '
+               'process trains there')
+    files.remove_leftovers(path, '*.json*')  # none of these is being written
+    yield
+
+
+def _lost(message: str) -> None:
+  """Ends all processes: another run writes now."""
+  message += ': this process stood still for too long'
+  processes.end_all(message, TransientError.status)
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  os._exit(TransientError.status)
+
+
 def check_directory(workdir: str, config: ConfigDict) -> None:
   """Checks that a run with this config may begin or go on in a directory.
 
-  Raises UserError if there is another's, or it can't be written or shared.
+  Raises UserError if there is another's, or it is not shared.
   """
-  if processes.index() == 0:
-    _check_writable(workdir)
-    if is_run(workdir):
-      made_with = read_config(files.as_path(workdir) / 'config.json')
-      fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
-                         differences(made_with, config).items())
-      if fields:
-        raise UserError(f'{workdir} was made with another config ({fields}): '
-                        'give the same one to resume, or another --workdir')
+  if processes.index() == 0 and is_run(workdir):
+    made_with = read_config(files.as_path(workdir) / 'config.json')
+    fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
+                       differences(made_with, config).items())
+    if fields:
+      raise UserError(f'{workdir} was made with another config ({fields}): '
+                      'give the same one to resume, or another --workdir')
   processes.check_shared(workdir)
 
 
@@ -56,14 +87,13 @@ def _check_writable(workdir: str) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
     (path / '.writable').touch()
-    (path / '.writable').unlink()
-    files.remove_leftovers(path, '*.json*')
+    (path / '.writable').unlink(missing_ok=True)  # another start may look, too
   except Exception as e:
-    why = getattr(e, 'strerror', None) or bucket.failure(e)
-    if not why:
-      raise
-    raise UserError(
-        f'cannot write to {workdir} ({why}): choose another --workdir') from e
+    fix = 'choose another --workdir'
+    if (why := bucket.failure(e) or '').startswith('Forbidden'):
+      raise UserError(f'cannot write to {workdir} ({why}): {fix}') from e
+    files.raise_failure(e, f'cannot write to {workdir}', fix)
+    raise
 
 
 def begin_directory(workdir: str, config: ConfigDict,

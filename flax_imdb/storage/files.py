@@ -4,12 +4,14 @@
 the same functions, which are described here and raise what they meet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import os
 import pathlib
 import re
+import socket
+import time
 from typing import Any
 
 from flax_imdb.errors import TransientError, UserError
@@ -114,6 +116,32 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
   """Moves a directory, and makes what it is to stand in; see `writing`."""
   with writing(target):
     _place(target).move(source, target)
+
+
+@contextlib.contextmanager
+def locked(path: Path, lost: Callable[[str], None]) -> Iterator[str]:
+  """Holds a lock, kept in this file, until the context or the process ends.
+
+  Yields why there is none, if the file system has no locks, else ''. `lost` is
+  called in a thread if another process took it, as it may in a bucket if this
+  one stood still. Raises TransientError, which names who holds it, and where
+  it can't be written as `raise_failure`.
+  """
+  folder = os.path.dirname(os.fspath(path))
+  now = time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
+  who = f'process {os.getpid()} on {socket.gethostname()} since {now}'
+  with contextlib.ExitStack() as stack:
+    try:
+      why_none = stack.enter_context(
+          _place(path).locked(as_path(path), who, lost))
+    except BlockingIOError as e:
+      raise TransientError(
+          f'{folder} is in use by {e.strerror}: wait for its end, stop it, or '
+          'give another --workdir') from None
+    except Exception as e:
+      raise_failure(e, f'cannot write {path}', 'choose another --workdir')
+      raise
+    yield why_none
 
 
 def read_bounded(path: Path, most: int) -> bytes:

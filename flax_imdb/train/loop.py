@@ -46,16 +46,20 @@ def train(config: ConfigDict, workdir: str,
 
   Of several processes all do the same, and the first one writes. `config` is
   one that `check_fields` has seen. Returns what summary.json holds. Raises
-  UserError if data, devices or run directory don't fit, FloatingPointError if
-  the loss is no longer finite, of which nothing is saved, and Preempted if a
-  signal asked for it, when the last step is saved.
+  UserError if data, devices or run directory don't fit, TransientError if they
+  may soon, as where another process trains there, FloatingPointError if the
+  loss is no longer finite, of which nothing is saved, and Preempted if a signal
+  asked for it, when the last step is saved.
   """
-  task = _load(config, workdir, terminal)
-  with (preemption.deferred(WAIT_EVERY) as stop,
-        Checkpoints(workdir) as checkpoints):
-    training = _begin_or_resume(task, checkpoints)
-    _run_epochs(task, training, stop)
-    return _finish(task, training, stop)
+  devices.check_batch_size(config.global_batch_size)
+  model = classifier.build_model(config)
+  with run.locked(workdir, terminal.announce):
+    task = _load(config, workdir, terminal, model)
+    with (preemption.deferred(WAIT_EVERY) as stop,
+          Checkpoints(workdir) as checkpoints):
+      training = _begin_or_resume(task, checkpoints)
+      _run_epochs(task, training, stop)
+      return _finish(task, training, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +96,13 @@ class _Training:
         self.step, self.state.to_items(), self.progress, score)
 
 
-def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
+def _load(config: ConfigDict, workdir: str, terminal: Terminal,
+          model: classifier.SentimentClassifier) -> _Task:
   """Reads all that training needs, then makes the run directory.
 
   What can be refused is, before anything is left there: a corrected config may
   begin in it. So the test split is read now, too.
   """
-  devices.check_batch_size(config.global_batch_size)
-  model = classifier.build_model(config)
   run.check_directory(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
   splits = load_splits(config, tokenizer, terminal.announce)
