@@ -162,25 +162,30 @@ def locked(path: Any, who: str, lost: Callable[[str], None]) -> Iterator[str]:
       'timeout': _SECONDS,
       'retry': storage.retry.DEFAULT_RETRY.with_timeout(_SECONDS)}
 
-  def other() -> str:
-    """Who has it; '' if nobody. Also learns its generation."""
+  mine = 0  # the generation that this process wrote; none yet
+
+  def holder() -> str:
+    """Who has it; '' if nobody. `blob.generation` is then that one's."""
     try:
       blob.reload(**limits)
       return blob.download_as_bytes(**limits).decode(errors='replace')[:200]
     except api.NotFound:
       return ''
 
-  def take(generation: int | None) -> bool:
-    """Writes it, if it is as it was; a repeated request finds its own."""
+  def take() -> bool:
+    """Writes it if nobody else did; a repeated request finds its own."""
+    nonlocal mine
     try:
-      blob.upload_from_string(who, if_generation_match=generation, **limits)
+      blob.upload_from_string(who, if_generation_match=mine, **limits)
     except api.PreconditionFailed:
-      return other() == who
+      if holder() != who:
+        return False
+    mine = blob.generation
     return True
 
   first, since = None, time.monotonic()
-  while not take(0):
-    if not (has_it := other()):
+  while not take():
+    if not (has_it := holder()):
       continue  # it has just ended
     first = first or blob.generation
     if blob.generation != first:
@@ -195,8 +200,8 @@ def locked(path: Any, who: str, lost: Callable[[str], None]) -> Iterator[str]:
   def beat() -> None:
     while not ended.wait(_BEAT):
       try:
-        if not take(blob.generation):
-          return lost(f'{path} is now held by {other() or "nobody"}')
+        if not take():
+          return lost(f'{path} is now held by {holder() or "nobody"}')
       except Exception as e:  # the store is away: a later beat may reach it
         if not failure(e):
           raise
@@ -208,7 +213,7 @@ def locked(path: Any, who: str, lost: Callable[[str], None]) -> Iterator[str]:
     ended.set()
     thread.join()
     try:
-      blob.delete(if_generation_match=blob.generation, **limits)
+      blob.delete(if_generation_match=mine, **limits)
     except Exception as e:  # it is another's, or found dead in a while
       if not failure(e):
         raise

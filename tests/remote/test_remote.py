@@ -206,7 +206,7 @@ def test_a_checkpoint_that_is_not_to_be_read_is_not_taken_for_damaged(
   store.fault = lambda method, path: (
       403 if method == 'GET' and f'checkpoints/14/{what}' in path else None)
   before = store.files('unread/')
-  line = _one_line(run_main(*argv, **store.env), 1)
+  line = _one_line(run_main(*argv, **store.env), 69)
   assert 'cannot read checkpoint 14 (' in line and 'a fault of the tes' in line
   assert store.files('unread/') == before
 
@@ -221,7 +221,7 @@ def test_a_store_that_fails_is_told_in_a_line_and_the_run_goes_on_later(
   name = 'failed-' + what.split('/')[-1]
   argv = [*TINY, f'--workdir=gs://bucket/{name}']
   store.fault = _fault(store, name, what, 403)
-  line = _one_line(run_main(*argv, **store.env), 1)
+  line = _one_line(run_main(*argv, **store.env), 69)
   assert 'cannot write gs://bucket/' in line and 'a fault of the test' in line
   store.fault = lambda method, path: None
   finished(run_main(*argv, **store.env))
@@ -366,7 +366,7 @@ def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
                        **store.env)
   finally:
     store.fault = lambda method, path: None
-  assert 'the store failed (Forbidden: ' in _one_line(process, 1)
+  assert 'the store failed (Forbidden: ' in _one_line(process, 69)
 
 
 @pytest.mark.slow
@@ -375,7 +375,7 @@ def test_a_store_that_is_away_is_told_within_a_minute(store):
   start = time.monotonic()
   process = run_main('--mode=eval', '--workdir=gs://bucket/run', **store.env | {
       'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:9'})
-  assert 'cannot reach gs://bucket (' in _one_line(process, 1)
+  assert 'cannot reach gs://bucket (' in _one_line(process, 69)
   assert time.monotonic() - start < 60
 
 
