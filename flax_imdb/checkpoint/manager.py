@@ -7,12 +7,13 @@ Of several processes the first alone writes; the others only read. To orbax
 each is alone: its own barriers would wait for ever for a process that is lost.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
@@ -21,8 +22,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from flax_imdb.checkpoint import seal
 from flax_imdb.cluster import devices, processes
-from flax_imdb.errors import UserError
-from flax_imdb.storage import bucket, files
+from flax_imdb.errors import TransientError, UserError
+from flax_imdb.storage import files
 
 # {'model': a tree of arrays or of their shapes, 'training': another}
 Items = dict[str, Any]
@@ -62,12 +63,21 @@ class Checkpoints:
   def __init__(self, workdir: str, read_only: bool = False):
     """Opens `workdir`/checkpoints, which need not exist yet.
 
-    Raises UserError if it can't be made. If a score can't be read,
-    `restore_newest` tells; with `read_only` this raises DamagedError.
+    Without `read_only` all processes call this, and the first one sets aside
+    what has a damaged score, before the others look; `restore_newest` tells.
+    With it a damaged score raises DamagedError. Raises as `files.writing` if
+    the directory can't be made, and as `restore` if it can't be read.
     """
-    self._read_only = read_only = read_only or processes.index() > 0
     self._workdir = files.as_path(workdir)
-    self._set_aside = self._set_broken_scores_aside(read_only)
+    self._set_aside: list[str] = []
+    writes = not read_only and processes.index() == 0
+    if writes:
+      self._set_broken_scores_aside()
+    if not read_only:
+      processes.gather('the broken scores are gone')
+    if not writes:
+      self._refuse_broken_scores()
+    self._read_only = read_only = not writes
     options = ocp.CheckpointManagerOptions(
         # Without it best_step() would silently be the latest step; without the
         # policies a worsening score would evict the latest step.
@@ -93,7 +103,7 @@ class Checkpoints:
     with self._writing():
       self._manager.close()  # waits for the save in flight
 
-  def _writing(self) -> AbstractContextManager[None]:
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
     return files.writing(self._workdir / 'checkpoints')
 
   def steps(self) -> list[int]:
@@ -145,44 +155,64 @@ class Checkpoints:
     `shapes` are of one item or both, as of `jax.eval_shape`: sizes are compared
     before anything is allocated. Returns the items asked for, replicated on
     today's devices, and the progress. Raises DamagedError if the step is none
-    or damaged, UserError if it has another shape, TransientError as `wait`.
+    or damaged, UserError if it has another shape, and where it can't be read
+    as `files.raise_failure`.
     """
+    with self._reading(f'checkpoint {step}'):
+      try:
+        return self._restore(step, shapes)
+      except seal.Damage as e:
+        raise DamagedError(
+            f'checkpoint {step} cannot be restored ({e}); the steps found are '
+            f'{self.steps()}: choose another with --step, or delete it') from e
+
+  @contextlib.contextmanager
+  def _reading(self, what: str) -> Iterator[None]:
+    """Tells the errors of disk and store from a fault of the program."""
+    try:
+      yield
+    except (UserError, TransientError, seal.Damage):
+      raise
+    except Exception as e:
+      files.raise_failure(
+          e, f'cannot read {what}',
+          f'see that {self._workdir}/checkpoints is to be read, and started '
+          'again it goes on')
+      raise
+
+  def _restore(self, step: int, shapes: Items) -> tuple[Items, Progress]:
+    """As `restore`, but raises Damage, or what orbax could not read."""
     folder = self._manager.directory / str(step)
     stored = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
-    try:
-      seal.check_files(folder)
-      for name, tree in shapes.items():
-        seal.check_stored(
-            f'checkpoint {step}', tree, stored.metadata(folder / name).tree)
-      # NumPy's arrays leave the placement to `replicate`.
-      templates = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-      found = self._manager.restore(step, args=ocp.args.Composite(
-          progress=ocp.args.JsonRestore(),
-          **{k: ocp.args.StandardRestore(v) for k, v in templates.items()}))
-      items, sealed = {name: found[name] for name in shapes}, found.progress
-      if sealed != seal.sealed(sealed) or any(
-          sealed[name] != seal.checksum(tree) for name, tree in items.items()):
-        raise ValueError('its progress or arrays were changed')
-      progress = Progress(
-          **{k: v for k, v in sealed.items() if k not in _SEAL})
-      score = (self._manager.metrics(step) or {}).get('score')
-      if sealed['score'] != score or (
-          'training' in items and items['training']['step'] != step):
-        raise ValueError('its score or step was changed')
-    except UserError:  # of other arrays or shapes: not damaged
-      raise
-    except Exception as e:  # orbax raises all kinds, JSON's and TensorStore's
-      bucket.raise_failure(e, f'cannot read checkpoint {step}')
-      reason = str(e).strip().split('\n')[0][:200]
-      raise DamagedError(
-          f'checkpoint {step} cannot be restored ({reason}); the steps found '
-          f'are {self.steps()}: choose another with --step, or delete it'
-      ) from e
+    seal.check_files(folder)
+    for name, tree in shapes.items():
+      seal.check_stored(f'checkpoint {step}', tree, seal.read(
+          functools.partial(stored.metadata, folder / name)).tree)
+    # NumPy's arrays leave the placement to `replicate`.
+    templates = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+    found = seal.read(lambda: self._manager.restore(
+        step, args=ocp.args.Composite(
+            progress=ocp.args.JsonRestore(),
+            **{k: ocp.args.StandardRestore(v) for k, v in templates.items()})))
+    items, sealed = {name: found[name] for name in shapes}, found.progress
+    if not isinstance(sealed, dict) or sealed != seal.sealed(sealed) or any(
+        sealed.get(name) != seal.checksum(tree)
+        for name, tree in items.items()):
+      raise seal.Damage('its progress or arrays were changed')
+    progress = seal.read(lambda: Progress(
+        **{k: v for k, v in sealed.items() if k not in _SEAL}))
+    score = seal.read(
+        lambda: (self._manager.metrics(step) or {}).get('score'))
+    if sealed.get('score') != score or (
+        'training' in items and items['training']['step'] != step):
+      raise seal.Damage('its score or step was changed')
     return devices.replicate(items), progress
 
-  def _set_broken_scores_aside(self, read_only: bool) -> list[str]:
-    """Makes way for orbax, which opens no directory with such a file in it."""
-    messages = []
+  def _broken_scores(self) -> Iterator[tuple[int, seal.Damage]]:
+    """The steps with which orbax opens no directory, and what is wrong.
+
+    Raises as `restore` where that can't be read.
+    """
     for file in sorted(self._workdir.glob('checkpoints/*/metrics/metrics')):
       name = file.parents[1].name
       if not name.isdecimal():  # of a save that was killed, or no step's at all
@@ -190,15 +220,35 @@ class Checkpoints:
       if name != str(step := int(name)):  # orbax would take 07 for 7
         raise UserError(f'{file.parents[1]} is none that a run makes: move it')
       try:
-        seal.check_score(file, step)
-      except ValueError:
-        if read_only:
-          raise DamagedError(f'checkpoint {step} has a damaged score: delete '
-                             f'{file.parents[1]}, or train again, which sets '
-                             'it aside') from None
-        messages.append(f'checkpoint {step} cannot be restored (its score is '
-                        f'damaged); it is set aside as {self._aside(step)}')
-    return messages
+        with self._reading(f'the score of checkpoint {step}'):
+          seal.check_score(file, step)
+      except seal.Damage as e:
+        if file.exists():  # or the run beside this one has just deleted it
+          yield step, e
+
+  def _refuse_broken_scores(self) -> None:
+    for step, _ in self._broken_scores():
+      folder = self._workdir / 'checkpoints' / str(step)
+      raise DamagedError(f'checkpoint {step} has a damaged score: delete '
+                         f'{folder}, or train again, which sets it aside')
+
+  def _set_broken_scores_aside(self) -> None:
+    """Makes way for orbax, unless no other checkpoint is left."""
+    broken = dict(self._broken_scores())
+    others = {path.name for path in self._workdir.glob('checkpoints/*')
+              if path.name.isdecimal()} - {str(step) for step in broken}
+    if broken and not others:
+      self._stop_without_a_whole_one(max(broken), 'its score is damaged')
+    for step in broken:
+      self._set_aside.append(
+          f'checkpoint {step} cannot be restored (its score is damaged); it is '
+          f'set aside as {self._aside(step)}')
+
+  def _stop_without_a_whole_one(self, newest: int, why: str) -> NoReturn:
+    raise UserError(
+        f'no checkpoint of {self._workdir} is whole (of the newest, {newest}: '
+        f'{why}): copy the run directory again, or move '
+        f'{self._workdir}/checkpoints away to begin anew')
 
   def _aside(self, step: int) -> pathlib.Path:
     """Moves a step out of the way; it is soon saved again."""
@@ -211,24 +261,64 @@ class Checkpoints:
     """Reads the newest step that is whole; moves others to workdir/damaged.
 
     The first process chooses, and the others follow. `announce` is told which
-    are set aside, and why. Returns and raises as `restore`; None if none is.
+    are set aside, and why. None if there is no step at all. Raises UserError if
+    there are some and none is whole, with all in its place, else as `follow`.
     """
-    found, chosen = None, ''
+    found, chosen = None, None
     if processes.index() == 0:
       for message in self._set_aside:
         announce(message)
+      damaged: dict[int, seal.Damage] = {}
       for step in reversed(self.steps()):
         try:
-          found, chosen = self.restore(step, shapes), str(step)
+          with self._reading(f'checkpoint {step}'):
+            found, chosen = self._restore(step, shapes), step
           break
-        except DamagedError as e:
-          announce(f'{e}; it is set aside as {self._aside(step)}')
-          self._manager.reload()
-    chosen = processes.gather(chosen)[0]
-    if chosen and processes.index() > 0:
-      self._manager.reload()
-      found = self.restore(int(chosen), shapes)
-    return found
+        except seal.Damage as e:
+          damaged[step] = e
+      if damaged and found is None:
+        self._stop_without_a_whole_one(
+            max(damaged), str(damaged[max(damaged)]))
+      for step, why in damaged.items():
+        announce(f'checkpoint {step} cannot be restored ({why}); it is set '
+                 f'aside as {self._aside(step)}')
+      if damaged:
+        self._manager.reload()
+    return self._follow(chosen, found, shapes)[1]
+
+  def restore_chosen(
+      self, choose: Callable[[], int], shapes: Items) -> tuple[int, Items]:
+    """The step that the first process chooses, and its items; all call this.
+
+    Raises as `choose` and `restore` there, and as `_follow` in the others.
+    """
+    found, chosen = None, None
+    if processes.index() == 0:
+      chosen = choose()
+      found = self.restore(chosen, shapes)
+    chosen, found = self._follow(chosen, found, shapes)
+    assert chosen is not None and found is not None
+    return chosen, found[0]
+
+  def _follow(
+      self, chosen: int | None, found: tuple[Items, Progress] | None,
+      shapes: Items) -> tuple[int | None, tuple[Items, Progress] | None]:
+    """Hands on what the first process chose and has read; others read it now.
+
+    Raises TransientError in one that can't read what the first one could, for
+    that is not the checkpoint's fault.
+    """
+    told = processes.gather('' if chosen is None else str(chosen))[0]
+    if processes.index() == 0 or not told:
+      return chosen, found
+    self._manager.reload()
+    try:
+      return int(told), self.restore(int(told), shapes)
+    except DamagedError as e:
+      raise TransientError(
+          f'process {processes.index()} cannot read checkpoint {told}, which '
+          f'process 0 can ({e.__cause__}): see that both see the same files, '
+          'and started again it goes on') from e
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

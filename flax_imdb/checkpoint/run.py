@@ -4,8 +4,12 @@ config.json  tokenizer.json  checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  summary.json  export/  report/
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import json
+import os
+import sys
 from typing import Any
 
 import jax
@@ -17,7 +21,7 @@ from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import differences, read_config, write_config
 from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.model import classifier, keras_weights
 from flax_imdb.model.classifier import Params
 from flax_imdb.storage import bucket, files
@@ -33,21 +37,49 @@ class Run:
   step: int  # after which they were so
 
 
+@contextlib.contextmanager
+def locked(workdir: str, announce: Callable[[str], None]) -> Iterator[None]:
+  """Makes a run directory's place and keeps other runs from writing there.
+
+  Of several processes the first one does; eval and predict need no lock. It
+  ends with the process, however that ends. `announce` is told where a file
+  system has no locks. Raises UserError if the directory can't be written, and
+  TransientError if it may be soon, or another process has it.
+  """
+  if processes.index() > 0:
+    yield
+    return
+  _check_writable(workdir)
+  path = files.as_path(workdir)
+  with files.locked(path / '.lock', _lost) as why_none:
+    if why_none:
+      announce(f'{workdir} cannot be locked ({why_none}): see that no other '
+               'process trains there')
+    files.remove_leftovers(path, '*.json*')  # none of these is being written
+    yield
+
+
+def _lost(message: str) -> None:
+  """Ends all processes: another run writes now."""
+  message += ': this process stood still for too long'
+  processes.end_all(message, TransientError.status)
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  os._exit(TransientError.status)
+
+
 def check_directory(workdir: str, config: ConfigDict) -> None:
   """Checks that a run with this config may begin or go on in a directory.
 
-  Raises UserError if there is another's, or it can't be written or shared.
+  Raises UserError if there is another's, or it is not shared.
   """
-  if processes.index() == 0:
-    _check_writable(workdir)
-    if is_run(workdir):
-      made_with = read_config(files.as_path(workdir) / 'config.json')
-      fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
-                         differences(made_with, config).items()
-                         if k not in _may_change(config))
-      if fields:
-        raise UserError(f'{workdir} was made with another config ({fields}): '
-                        'give the same one to resume, or another --workdir')
+  if processes.index() == 0 and is_run(workdir):
+    made_with = read_config(files.as_path(workdir) / 'config.json')
+    fields = ', '.join(f'{k}: {a} there, {b} now' for k, (a, b) in
+                       differences(made_with, config).items()
+                       if k not in _may_change(config))
+    if fields:
+      raise UserError(f'{workdir} was made with another config ({fields}): '
+                      'give the same one to resume, or another --workdir')
   processes.check_shared(workdir)
 
 
@@ -74,14 +106,13 @@ def _check_writable(workdir: str) -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
     (path / '.writable').touch()
-    (path / '.writable').unlink()
-    files.remove_leftovers(path, '*.json*')
+    (path / '.writable').unlink(missing_ok=True)  # another start may look, too
   except Exception as e:
-    why = getattr(e, 'strerror', None) or bucket.failure(e)
-    if not why:
-      raise
-    raise UserError(
-        f'cannot write to {workdir} ({why}): choose another --workdir') from e
+    fix = 'choose another --workdir'
+    if (why := bucket.failure(e) or '').startswith('Forbidden'):
+      raise UserError(f'cannot write to {workdir} ({why}): {fix}') from e
+    files.raise_failure(e, f'cannot write to {workdir}', fix)
+    raise
 
 
 def begin_directory(workdir: str, config: ConfigDict,
@@ -90,20 +121,22 @@ def begin_directory(workdir: str, config: ConfigDict,
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
-  The first process writes. Raises as `initial_params` and `files.write`.
+  All call this, and the first process writes. Raises as `initial_params` and
+  `files.write`.
   """
   path = files.as_path(workdir)
+  resumes = processes.gather(str(is_run(workdir)))[0] == str(True)
+  if config.init_from and not resumes:
+    initial_params(config, classifier.build_model(config))
   if processes.index() > 0:
     return
-  if is_run(workdir):
+  if resumes:
     made_with = read_config(path / 'config.json')
     config = config.copy_and_resolve_references()
     config.debug = made_with.debug  # to look at a run once is not to change it
     if differences(made_with, config):
       write_config(config, path / 'config.json')
     return
-  if config.init_from:
-    initial_params(config, classifier.build_model(config))
   save_tokenizer(tokenizer, path / 'tokenizer.json')
   write_config(config, path / 'config.json')
 
@@ -112,7 +145,9 @@ def restore(workdir: str, which: str | None) -> Run:
   """Opens a run directory to evaluate or to predict; changes nothing in it.
 
   `which` is 'best', 'latest' or a step's number; None for what the run itself
-  evaluated. Raises UserError if there is no run, or no such step.
+  evaluated. Of several processes, which all call this, the first chooses, for
+  a run beside them may save meanwhile. Raises UserError if there is no run, or
+  no such step, and as `Checkpoints.restore_chosen`.
   """
   if not is_run(workdir):
     raise UserError(
@@ -124,35 +159,37 @@ def restore(workdir: str, which: str | None) -> Run:
     model = classifier.build_model(config)
   except UserError as e:
     raise UserError(f'{path}/config.json: {e}') from e
-  if which is None:
-    which = 'best' if evaluates_best(config) else 'latest'
+  wanted = which or ('best' if evaluates_best(config) else 'latest')
   with Checkpoints(workdir, read_only=True) as checkpoints:
-    steps = checkpoints.steps()
-    if which == 'best':
-      step = checkpoints.best()
-    elif which == 'latest':
-      step = checkpoints.latest()
-    else:
-      step = int(which) if which.isascii() and which.isdigit() else None
-    if step not in steps:
-      raise UserError(f'{workdir} has no {which} step, steps found: {steps}: '
-                      + ('choose one with --step' if steps else 'train first'))
-    params = restore_eval_params(checkpoints, step, config, model)
+    def choose() -> int:
+      steps = checkpoints.steps()
+      if wanted == 'best':
+        step = checkpoints.best()
+      elif wanted == 'latest':
+        step = checkpoints.latest()
+      else:
+        step = int(wanted) if wanted.isascii() and wanted.isdigit() else None
+      if step is None or step not in steps:
+        raise UserError(
+            f'{workdir} has no {wanted} step, steps found: {steps}: '
+            + ('choose one with --step' if steps else 'train first'))
+      return step
+    step, params = restore_eval_params(checkpoints, choose, config, model)
   tokenizer = load_tokenizer(path / 'tokenizer.json', config.data.vocab_size)
   return Run(config, tokenizer, model, params, step)
 
 
 def restore_eval_params(
-    checkpoints: Checkpoints, step: int, config: ConfigDict,
-    model: classifier.SentimentClassifier) -> Params:
-  """The parameters of a step to evaluate with: averaged ones if there are.
+    checkpoints: Checkpoints, choose: Callable[[], int], config: ConfigDict,
+    model: classifier.SentimentClassifier) -> tuple[int, Params]:
+  """The step chosen, and its parameters to evaluate with: averaged, if any.
 
-  Float32, replicated. Raises UserError as `Checkpoints.restore`.
+  Float32, replicated; see `Checkpoints.restore_chosen`, which also raises.
   """
   shapes = classifier.param_shapes(model)
-  items, _ = checkpoints.restore(step, {'model': {
+  step, items = checkpoints.restore_chosen(choose, {'model': {
       'params': shapes, 'ema': shapes if config.ema_decay else {}}})
-  return items['model']['ema'] or items['model']['params']
+  return step, items['model']['ema'] or items['model']['params']
 
 
 def initial_params(

@@ -1,19 +1,59 @@
-"""Whether a checkpoint, perhaps a stranger's, is what it should be."""
+"""Whether a checkpoint, perhaps a stranger's, is what it should be.
 
+Only what is proven is `Damage`: that the disk failed, or the program, says
+nothing of the checkpoint.
+"""
+
+from collections.abc import Callable
+import errno
 import json
 import os
 import pathlib
+import re
 from typing import Any
 import zlib
 
 import jax
 import numpy as np
+from orbax.checkpoint.metadata import ArrayMetadata
 
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
 # Of all files of a step but its arrays; 100 layers have 600,000, ours 10,000.
 _MOST_BYTES = 1 << 22
+# A file that is missing or another kind of thing, whoever looks and when.
+_OF_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+# How a ValueError of TensorStore's begins. What it finds wrong in files has one
+# of these words, or is an error of the system; the others are failures.
+_STATUS = re.compile('[A-Z_]+(?=: )')
+_OF_CONTENT = {'DATA_LOSS', 'OUT_OF_RANGE', 'NOT_FOUND', 'INVALID_ARGUMENT',
+               'FAILED_PRECONDITION'}
+
+
+class Damage(ValueError):
+  """A checkpoint is not what was saved: a file is missing, cut or changed."""
+
+
+def read(call: Callable[[], Any]) -> Any:
+  """Calls what reads, of orbax or json; Damage if a file is to blame.
+
+  All else is raised as it is, above all what the disk or the memory refused.
+  """
+  try:
+    return call()
+  except Exception as e:
+    number, status = files.os_error(e), _STATUS.match(str(e))
+    if number is not None:
+      damaged = number in _OF_FILES
+    elif isinstance(e, ValueError):  # JSON's are, too
+      damaged = not status or status[0] in _OF_CONTENT
+    else:  # orbax and json, which take files at their word
+      damaged = isinstance(
+          e, (LookupError, TypeError, AttributeError, RecursionError))
+    if not damaged:
+      raise
+    raise Damage(str(e).strip().split('\n')[0][:200]) from e
 
 
 def checksum(tree: Any) -> int:
@@ -51,10 +91,13 @@ def _by_name(tree: Any) -> dict[str, Any]:
 def check_stored(source: str, expected: Any, stored: Any) -> None:
   """Compares shapes with orbax' metadata of a tree, before that is read.
 
-  Raises UserError if `source` has other arrays or shapes, ValueError if they
-  are of another type, or in parts that are larger than they are.
+  Raises UserError if `source` has other arrays or shapes, Damage if they are no
+  arrays, of another type, or in parts that are larger than they are.
   """
   wanted, found = _by_name(expected), _by_name(stored)
+  for name, x in found.items():
+    if not isinstance(x, ArrayMetadata) or x.storage is None:
+      raise Damage(f'{name} is no array')
   if set(wanted) != set(found):
     raise UserError(f'{source} holds other arrays than this version saves: use '
                     'the version that made it, or another --workdir')
@@ -63,25 +106,24 @@ def check_stored(source: str, expected: Any, stored: Any) -> None:
     if x.dtype != wanted[name].dtype or any(
         part > max(size, 1) for part, size in zip(
             x.storage.chunk_shape, x.shape, strict=True)):
-      raise ValueError(
-          f'{name} is {x.dtype} in parts of {x.storage.chunk_shape}')
+      raise Damage(f'{name} is {x.dtype} in parts of {x.storage.chunk_shape}')
 
 
 def check_files(folder: os.PathLike[str]) -> None:
-  """Raises ValueError unless a checkpoint's descriptions are small files."""
-  total = sum(size for path, size in files.sizes(folder)
-              if path.parent.name != 'd')  # where the arrays are
+  """Raises Damage unless a checkpoint's descriptions are small files."""
+  total = read(lambda: sum(size for path, size in files.sizes(folder)
+                           if path.parent.name != 'd'))  # where the arrays are
   if total > _MOST_BYTES:
-    raise ValueError(f'its descriptions take {total:,} bytes, more than '
-                     f'{_MOST_BYTES:,}')
+    raise Damage(f'its descriptions take {total:,} bytes, more than '
+                 f'{_MOST_BYTES:,}')
 
 
 def check_score(path: pathlib.Path, step: int) -> None:
-  """Raises ValueError if orbax would rank a step by anything but its score."""
-  try:
-    found = json.loads(files.read_bytes(path, _MOST_BYTES))
-    if (set(found), found['step']) != ({'score', 'step'}, step) or not (
-        float('-inf') < found['score'] < float('inf')):
-      raise ValueError(f'{path} holds no score')
-  except (UserError, KeyError, TypeError, RecursionError) as e:
-    raise ValueError(f'{path} holds no score') from e
+  """Raises Damage if orbax would rank a step by anything but its score."""
+  found = read(lambda: json.loads(files.read_bounded(path, _MOST_BYTES)))
+  if not isinstance(found, dict) or set(found) != {'score', 'step'}:
+    raise Damage(f'{path} holds no score')
+  score = found['score']
+  if (found['step'] != step or type(score) not in (int, float)
+      or not float('-inf') < score < float('inf')):
+    raise Damage(f'{path} holds no score')

@@ -10,7 +10,7 @@ import numpy as np
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.data.batches import eval_batches
-from flax_imdb.data.reviews import Reviews, load_splits
+from flax_imdb.data.reviews import Reviews, data_sha256, load_splits
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock
 
@@ -95,6 +95,10 @@ def evaluate_run(workdir: str, which: str | None, split: str,
   processes.report_alive('load')
   reviews = load_splits(
       restored.config, restored.tokenizer, announce, [split])[split]
+  processes.check_same('checkpoint', lambda: classifier.params_sha256(
+      devices.to_host(restored.params)))
+  processes.check_same(
+      'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = make_logits(restored.config, restored.model, compiled)
   result = score(logits(restored.params, reviews), reviews.labels)

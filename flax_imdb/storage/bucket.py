@@ -5,14 +5,18 @@ An object is put in its place whole, without another name first. The paths are
 TensorStore. All is imported only if needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import functools
 import importlib.util
 import os
 import pathlib
 import re
+import socket
 import sys
+import threading
+import time
 from typing import Any, BinaryIO
 
 from flax_imdb.errors import TransientError, UserError
@@ -21,6 +25,8 @@ from flax_imdb.errors import TransientError, UserError
 # write what follows a # or ? to another place.
 _NAME = re.compile(r'gs://([a-z0-9][a-z0-9._-]+[a-z0-9])((?:/[^/#?*\[\]]+)+)')
 _SECONDS = 10  # that a request of `_reach` may take, and its repetitions
+# Who has a lock says so each _BEAT; if it does not for _STALE, it is no more.
+_BEAT, _STALE = 20.0, 60.0
 # Whose errors mean that the store was not reached, or refused.
 CLIENTS = ('gcsfs', 'google.api_core', 'google.auth', 'google.cloud',
            'aiohttp', 'requests')
@@ -139,6 +145,94 @@ def opened(path: Any) -> Iterator[tuple[BinaryIO | None, int | None]]:
   else:
     with path.open('rb') as f:
       yield f, status.length
+
+
+@contextlib.contextmanager
+def locked(path: Any, who: str, lost: Callable[[str], None]) -> Iterator[str]:
+  """See `files.locked`; BlockingIOError says who has it.
+
+  An object that is made only where there is none, and written anew in beats.
+  One that stays as it is, or whose process on this host is dead, is removed.
+  """
+  import google.api_core.exceptions as api
+  from google.cloud import storage
+  name, _, file = str(path).removeprefix('gs://').partition('/')
+  blob = storage.Client().bucket(name).blob(file)
+  limits: dict[str, Any] = {
+      'timeout': _SECONDS,
+      'retry': storage.retry.DEFAULT_RETRY.with_timeout(_SECONDS)}
+
+  mine = 0  # the generation that this process wrote; none yet
+
+  def holder() -> str:
+    """Who has it; '' if nobody. `blob.generation` is then that one's."""
+    try:
+      blob.reload(**limits)
+      return blob.download_as_bytes(**limits).decode(errors='replace')[:200]
+    except api.NotFound:
+      return ''
+
+  def take() -> bool:
+    """Writes it if nobody else did; a repeated request finds its own."""
+    nonlocal mine
+    try:
+      blob.upload_from_string(who, if_generation_match=mine, **limits)
+    except api.PreconditionFailed:
+      if holder() != who:
+        return False
+    mine = blob.generation
+    return True
+
+  first, since = None, time.monotonic()
+  while not take():
+    if not (has_it := holder()):
+      continue  # it has just ended
+    first = first or blob.generation
+    if blob.generation != first:
+      raise BlockingIOError(errno.EAGAIN, has_it)
+    if _is_dead(has_it) or time.monotonic() - since > _STALE:
+      with contextlib.suppress(api.NotFound, api.PreconditionFailed):
+        blob.delete(if_generation_match=first, **limits)
+    else:
+      time.sleep(1)
+
+  ended = threading.Event()
+  def beat() -> None:
+    while not ended.wait(_BEAT):
+      try:
+        if not take():
+          return lost(f'{path} is now held by {holder() or "nobody"}')
+      except Exception as e:  # the store is away: a later beat may reach it
+        if not failure(e):
+          raise
+  thread = threading.Thread(target=beat, daemon=True)
+  thread.start()
+  try:
+    yield ''
+  finally:
+    ended.set()
+    thread.join()
+    try:
+      blob.delete(if_generation_match=mine, **limits)
+    except Exception as e:  # it is another's, or found dead in a while
+      if not failure(e):
+        raise
+
+
+def _is_dead(who: str) -> bool:
+  """Whether a process of this host is no more."""
+  found = re.match(r'process (\d+) on (\S+) ', who)
+  if not found or found[2] != socket.gethostname():
+    return False
+  if int(found[1]) == os.getpid():  # in a container started again
+    return True
+  try:
+    os.kill(int(found[1]), 0)
+  except ProcessLookupError:
+    return True
+  except (OSError, OverflowError):
+    return False
+  return False
 
 
 def move(source: Any, target: Any) -> None:

@@ -1,7 +1,8 @@
 """The half of `files` for a disk: whole, whenever process or machine dies."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import os
 import pathlib
 import stat
@@ -12,6 +13,10 @@ from flax_imdb.errors import UserError
 
 # No process takes as long to write one; one that was killed leaves its own.
 _LEFTOVER_SECONDS = 3600
+# That a process which was told to stop may take to end.
+_LOCK_SECONDS = 5
+# What flock says where the file system has none, such as some NFS.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def as_path(where: str) -> pathlib.Path:
@@ -52,12 +57,64 @@ def append(path: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int | None]]:
+def opened(
+    path: pathlib.Path) -> Iterator[tuple[BinaryIO | None, int | None]]:
   """Opens a file to read: it and its bytes, None if it is no regular one."""
   # Without O_NONBLOCK a pipe would be waited for.
-  with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:
-    status = os.fstat(f.fileno())
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  status = os.fstat(descriptor)
+  if stat.S_ISDIR(status.st_mode):  # Python opens none
+    os.close(descriptor)
+    yield None, None
+    return
+  with open(descriptor, 'rb') as f:
     yield f, status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, who: str,
+           lost: Callable[[str], None]) -> Iterator[str]:
+  """See `files.locked`; BlockingIOError says who has it after 5 s."""
+  import fcntl  # only now: Windows has none
+  del lost  # the kernel takes it from nobody who lives
+  end, why_none = time.monotonic() + _LOCK_SECONDS, ''
+  while True:
+    # A stranger's link is not followed, and a pipe not waited for.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+                         | os.O_NONBLOCK, 0o666)
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if _is_at(path, descriptor):
+        break  # else the one before removed it meanwhile
+    except BlockingIOError:
+      if time.monotonic() > end:
+        other = os.read(descriptor, 200).decode(errors='replace')
+        os.close(descriptor)
+        raise BlockingIOError(errno.EAGAIN, other or 'another') from None
+    except OSError as e:
+      if e.errno not in _NO_LOCKS:
+        os.close(descriptor)
+        raise
+      why_none = os.strerror(e.errno)
+      break
+    os.close(descriptor)
+    time.sleep(0.1)
+  try:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, who.encode())
+    yield why_none
+  finally:
+    if not why_none:
+      path.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def _is_at(path: pathlib.Path, descriptor: int) -> bool:
+  """Whether an open file still has this name."""
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.stat(path))
+  except FileNotFoundError:
+    return False
 
 
 def move(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -68,11 +125,14 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def sizes(folder: pathlib.Path) -> Iterator[tuple[pathlib.PurePath, int]]:
   """See `files.sizes`."""
-  for path in folder.rglob('*'):
-    if path.is_file():
-      yield path, path.stat().st_size
-    elif not path.is_dir():
-      raise ValueError(f'{path.name} is no file')
+  def fail(error):
+    raise error  # pathlib's rglob would leave out what it can't list
+  for place, _, names in os.walk(folder, onerror=fail):
+    for path in (pathlib.Path(place, name) for name in names):
+      status = path.stat()
+      if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f'{path.name} is no file')
+      yield path, status.st_size
 
 
 def remove_leftovers(

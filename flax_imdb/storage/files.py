@@ -4,17 +4,33 @@
 the same functions, which are described here and raise what they meet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import os
 import pathlib
 import re
+import socket
+import time
 from typing import Any
 
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import bucket, disk
 
 Path = str | os.PathLike[str]
+
+# What a disk, a server or a machine may get over; a missing right and a limit
+# stay until somebody changes them.
+_MAY_GO_AWAY = {
+    errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT,
+    errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.ENOBUFS, errno.ENOTCONN, errno.ECONNREFUSED,
+    errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENETDOWN, errno.ENETUNREACH}
+_TENSORSTORE = re.compile(r"os_error_code='(\d+)'")
+# That which etils and gcsfs raise without a number.
+_BY_TYPE = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES,
+            IsADirectoryError: errno.EISDIR, NotADirectoryError: errno.ENOTDIR}
 
 
 def _place(path: Path) -> Any:
@@ -38,27 +54,48 @@ def absolute(where: str) -> str:
   return _place(where).absolute(where)
 
 
+def os_error(error: Exception) -> int | None:
+  """The errno of what the system refused; None if it was not the system.
+
+  Also where TensorStore tells of it, in the text of a ValueError.
+  """
+  if isinstance(error, OSError):
+    return error.errno or _BY_TYPE.get(type(error))
+  found = _TENSORSTORE.search(str(error))
+  return int(found[1]) if found else None
+
+
+def raise_failure(error: Exception, what: str, fix: str) -> None:
+  """Raises what ends a run in one line if disk or store is to blame.
+
+  TransientError where it may go away by itself, UserError with the fix where it
+  will not. Returns if it was neither.
+  """
+  bucket.raise_failure(error, what)
+  number = os_error(error)
+  if number is None and not isinstance(error, OSError):
+    return
+  reason = os.strerror(number) if number else str(error)
+  if number in _MAY_GO_AWAY:
+    raise TransientError(f'{what} ({reason}): {fix}') from error
+  raise UserError(f'{what} ({reason}): {fix}') from error
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
   """Names `path` and the fix where what the context writes can't be written.
 
-  Raises UserError for an OSError, TransientError where the object store failed.
+  Raises as `raise_failure`: a full disk or a store may soon be as they were.
   """
   try:
     yield
   except BrokenPipeError:  # that a reader has seen enough is no failure
     raise
   except Exception as e:
-    bucket.raise_failure(e, f'cannot write {path}')
-    if isinstance(e, OSError):
-      reason = e.strerror or str(e)
-    elif found := re.search(r"os_error_code='(\d+)'", str(e)):  # TensorStore's
-      reason = os.strerror(int(found[1]))
-    else:
-      raise
-    raise UserError(
-        f'cannot write {path} ({reason}): make room, or choose another '
-        'directory with --workdir, or XDG_CACHE_HOME for the cache') from e
+    raise_failure(e, f'cannot write {path}',
+                  'make room, or choose another directory with --workdir, or '
+                  'XDG_CACHE_HOME for the cache')
+    raise
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -81,30 +118,62 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
     _place(target).move(source, target)
 
 
+@contextlib.contextmanager
+def locked(path: Path, lost: Callable[[str], None]) -> Iterator[str]:
+  """Holds a lock, kept in this file, until the context or the process ends.
+
+  Yields why there is none, if the file system has no locks, else ''. `lost` is
+  called in a thread if another process took it, as it may in a bucket if this
+  one stood still. Raises TransientError, which names who holds it, and where
+  it can't be written as `raise_failure`.
+  """
+  folder = os.path.dirname(os.fspath(path))
+  now = time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
+  who = f'process {os.getpid()} on {socket.gethostname()} since {now}'
+  with contextlib.ExitStack() as stack:
+    try:
+      why_none = stack.enter_context(
+          _place(path).locked(as_path(path), who, lost))
+    except BlockingIOError as e:
+      raise TransientError(
+          f'{folder} is in use by {e.strerror}: wait for its end, stop it, or '
+          'give another --workdir') from None
+    except Exception as e:
+      raise_failure(e, f'cannot write {path}', 'choose another --workdir')
+      raise
+    yield why_none
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+  """Reads a file that a stranger may have made, of at most `most` bytes.
+
+  Raises ValueError if it is larger, or is none but a directory, a pipe or a
+  device, which might never end; what the disk or the store raises as it is.
+  """
+  with _place(path).opened(as_path(path)) as (file, size):
+    if size is None:
+      raise ValueError('it is no file')
+    if size > most:
+      raise ValueError(f'its {size:,} bytes are more than the {most:,} that it '
+                       'may have')
+    return file.read(most)
+
+
 def read_bytes(
     path: Path, most: int,
     fix: str = 'copy the run directory again, or train again') -> bytes:
-  """Reads a file that a stranger may have made, of at most `most` bytes.
+  """As `read_bounded`, but for somebody to read.
 
-  Raises UserError, which tells the `fix`, if it can't be read, is larger, or is
-  a pipe or a device, which might never end; TransientError if the store failed.
+  Raises UserError, which tells the `fix`, if it is no such file, or as
+  `raise_failure` if it can't be read.
   """
   try:
-    with _place(path).opened(as_path(path)) as (file, size):
-      if size is None:
-        raise UserError(f'cannot read {path} (it is no file): {fix}')
-      if size > most:
-        raise UserError(f'cannot read {path} (its {size:,} bytes are more than '
-                        f'the {most:,} that it may have): {fix}')
-      return file.read(most)
-  except UserError:
-    raise
+    return read_bounded(path, most)
+  except ValueError as e:
+    raise UserError(f'cannot read {path} ({e}): {fix}') from e
   except Exception as e:
-    bucket.raise_failure(e, f'cannot read {path}')
-    if not isinstance(e, OSError):
-      raise
-    reason = e.strerror or 'it is not there'
-    raise UserError(f'cannot read {path} ({reason}): {fix}') from e
+    raise_failure(e, f'cannot read {path}', fix)
+    raise
 
 
 def sizes(folder: Path) -> Iterator[tuple[pathlib.PurePath, int]]:

@@ -47,16 +47,20 @@ def train(config: ConfigDict, workdir: str,
 
   Of several processes all do the same, and the first one writes. `config` is
   one that `check_fields` has seen. Returns what summary.json holds. Raises
-  UserError if data, devices or run directory don't fit, FloatingPointError if
-  the loss is no longer finite, of which nothing is saved, and Preempted if a
-  signal asked for it, when the last step is saved.
+  UserError if data, devices or run directory don't fit, TransientError if they
+  may soon, as where another process trains there, FloatingPointError if the
+  loss is no longer finite, of which nothing is saved, and Preempted if a signal
+  asked for it, when the last step is saved.
   """
-  task = _load(config, workdir, terminal)
-  with (preemption.deferred(WAIT_EVERY) as stop,
-        Checkpoints(workdir) as checkpoints):
-    training = _begin_or_resume(task, checkpoints)
-    _run_epochs(task, training, stop)
-    return _finish(task, training, stop)
+  devices.check_batch_size(config.global_batch_size)
+  model = classifier.build_model(config)
+  with run.locked(workdir, terminal.announce):
+    task = _load(config, workdir, terminal, model)
+    with (preemption.deferred(WAIT_EVERY) as stop,
+          Checkpoints(workdir) as checkpoints):
+      training = _begin_or_resume(task, checkpoints)
+      _run_epochs(task, training, stop)
+      return _finish(task, training, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,23 +98,22 @@ class _Training:
         self.step, self.state.to_items(), self.progress, score)
 
 
-def _load(config: ConfigDict, workdir: str, terminal: Terminal) -> _Task:
+def _load(config: ConfigDict, workdir: str, terminal: Terminal,
+          model: classifier.SentimentClassifier) -> _Task:
   """Reads all that training needs, then makes the run directory.
 
   What can be refused is, before anything is left there: a corrected config may
   begin in it. So the test split is read now, too.
   """
   processes.report_alive('load')
-  devices.check_batch_size(config.global_batch_size)
-  model = classifier.build_model(config)
   run.check_directory(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
   splits = load_splits(config, tokenizer, terminal.announce, [
       split for split in SPLITS
       if split != 'validation' or config.data.validation_fraction])
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
-  processes.check_same(
-      'tokenizer or data', lambda: data_sha256(tokenizer, splits['train']))
+  processes.check_same('tokenizer or data', lambda: ' '.join(
+      data_sha256(tokenizer, split) for split in splits.values()))
   run.begin_directory(workdir, config, tokenizer)
   batches = TrainBatches(
       splits['train'], config.seed, config.global_batch_size,
@@ -144,6 +147,8 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
     state = devices.replicate(init_state(config, task.model, task.optimizer))
     if config.init_from:
       params = run.initial_params(config, task.model)
+      processes.check_same(
+          'config.init_from', lambda: classifier.params_sha256(params))
       # Put there twice: the step donates both, and no buffer goes twice.
       state = state.replace(
           params=devices.replicate(params),
@@ -268,11 +273,13 @@ def _finish(task: _Task, training: _Training,
   """Evaluates what the config asks for, and writes the summary."""
   config, step = task.config, training.step
   best = training.checkpoints.best()
-  evaluated = best if run.evaluates_best(config) else step
-  assert evaluated is not None
+  def choose() -> int:
+    chosen = best if run.evaluates_best(config) else step
+    assert chosen is not None
+    return chosen
   processes.report_alive('restore')
-  params = run.restore_eval_params(
-      training.checkpoints, evaluated, config, task.model)
+  evaluated, params = run.restore_eval_params(
+      training.checkpoints, choose, config, task.model)
   scores = {}
   for name, split in task.splits.items():
     scores[name] = evaluate.score(task.logits(params, split), split.labels)

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import time
 import pytest
 from support.command import ROOT, TINY, environ, finished, run_main
 
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import bucket, files
 
 NEEDED = [name for name in ('gcsfs', 'gcp_storage_emulator')
@@ -204,7 +206,7 @@ def test_a_checkpoint_that_is_not_to_be_read_is_not_taken_for_damaged(
   store.fault = lambda method, path: (
       403 if method == 'GET' and f'checkpoints/14/{what}' in path else None)
   before = store.files('unread/')
-  line = _one_line(run_main(*argv, **store.env), 1)
+  line = _one_line(run_main(*argv, **store.env), 69)
   assert 'cannot read checkpoint 14 (' in line and 'a fault of the tes' in line
   assert store.files('unread/') == before
 
@@ -219,7 +221,7 @@ def test_a_store_that_fails_is_told_in_a_line_and_the_run_goes_on_later(
   name = 'failed-' + what.split('/')[-1]
   argv = [*TINY, f'--workdir=gs://bucket/{name}']
   store.fault = _fault(store, name, what, 403)
-  line = _one_line(run_main(*argv, **store.env), 1)
+  line = _one_line(run_main(*argv, **store.env), 69)
   assert 'cannot write gs://bucket/' in line and 'a fault of the test' in line
   store.fault = lambda method, path: None
   finished(run_main(*argv, **store.env))
@@ -255,6 +257,62 @@ def test_two_processes_share_a_remote_directory(store, tmp_path):
     assert runs[workdir].returncode == 0, runs[workdir].stderr
   _same(store.files('two/'), tmp_path / 'two')
   assert not [name for name in store.files('two/') if name.startswith('.')]
+
+
+@emulated
+def test_a_second_start_in_a_bucket_is_refused(store, monkeypatch):
+  for name, value in store.env.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(bucket, '_BEAT', 0.2)
+  path, lost = 'gs://bucket/held/.lock', []
+  with files.locked(path, lost.append):
+    mine = store.files('held/')['.lock'].decode()
+    assert re.match(rf'process {os.getpid()} on \S+ since 20', mine)
+    monkeypatch.setattr(socket, 'gethostname', lambda: 'another')
+    with pytest.raises(TransientError, match=f'gs://bucket/held is .*{mine}'):
+      with files.locked(path, lost.append):
+        pass
+    time.sleep(0.5)  # some beats later it still holds
+    assert not lost and store.files('held/')['.lock'].decode() == mine
+  assert not store.files('held/')
+
+
+@emulated
+@pytest.mark.parametrize('who', ['process 1 on elsewhere since', 'process'])
+def test_a_lock_of_a_dead_process_in_a_bucket_is_taken(
+    who, store, monkeypatch):
+  for name, value in store.env.items():
+    monkeypatch.setenv(name, value)
+  dead = subprocess.Popen(['true'])
+  dead.wait()
+  here = f'process {dead.pid} on {socket.gethostname()} since yesterday'
+  store.write('dead/.lock', here.encode())
+  start = time.monotonic()
+  with files.locked('gs://bucket/dead/.lock', print):
+    assert time.monotonic() - start < bucket._STALE / 2
+  monkeypatch.setattr(bucket, '_STALE', 1.0)
+  store.write('dead/.lock', who.encode())  # of another host: waited for
+  start = time.monotonic()
+  with files.locked('gs://bucket/dead/.lock', print):
+    assert time.monotonic() - start > 1
+
+
+@emulated
+def test_one_that_stood_still_in_a_bucket_notices_that_it_is_replaced(
+    store, monkeypatch):
+  for name, value in store.env.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(bucket, '_BEAT', 0.2)
+  told = []
+  with files.locked('gs://bucket/slow/.lock', told.append):
+    store.delete('slow/')
+    store.write('slow/.lock', b'process 7 on another since now')
+    end = time.monotonic() + 10
+    while not told and time.monotonic() < end:
+      time.sleep(0.05)
+  assert told == [
+      'gs://bucket/slow/.lock is now held by process 7 on another since now']
+  assert '.lock' in store.files('slow/')  # it is not ours
 
 
 REFUSED = {
@@ -308,7 +366,7 @@ def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
                        **store.env)
   finally:
     store.fault = lambda method, path: None
-  assert 'the store failed (Forbidden: ' in _one_line(process, 1)
+  assert 'the store failed (Forbidden: ' in _one_line(process, 69)
 
 
 @pytest.mark.slow
@@ -317,7 +375,7 @@ def test_a_store_that_is_away_is_told_within_a_minute(store):
   start = time.monotonic()
   process = run_main('--mode=eval', '--workdir=gs://bucket/run', **store.env | {
       'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:9'})
-  assert 'cannot reach gs://bucket (' in _one_line(process, 1)
+  assert 'cannot reach gs://bucket (' in _one_line(process, 69)
   assert time.monotonic() - start < 60
 
 

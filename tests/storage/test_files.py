@@ -2,13 +2,13 @@
 
 import errno
 import os
+import re
 import time
 
 import pytest
 
 from flax_imdb.checkpoint import run
-from flax_imdb.config import load_config
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import disk, files
 
 
@@ -29,18 +29,46 @@ def test_a_run_begins_without_leftovers_and_spares_what_is_not_its_own(
     tmp_path):
   for name in ('summary.json.12.tmp', 'metrics.jsonl.7.tmp', 'notes.tmp'):
     (tmp_path / name).write_text('half')
-  run.check_directory(str(tmp_path), load_config('configs/debug.py'))
+  with run.locked(str(tmp_path), print):
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        '.lock', 'notes.tmp']
   assert [file.name for file in tmp_path.iterdir()] == ['notes.tmp']
 
 
-@pytest.mark.parametrize('error', [
-    OSError(errno.ENOSPC, 'No space left on device'),
-    ValueError("RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']")])
-def test_a_disk_that_fails_is_told_with_the_fix(error):
-  with pytest.raises(UserError, match=(
-      r'cannot write here \(No space left on device\): make room')):
+@pytest.mark.parametrize(('error', 'kind'), [
+    (OSError(errno.ENOSPC, 'No space left on device'), TransientError),
+    (ValueError("RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']"),
+     TransientError),
+    (OSError(errno.EIO, 'Input/output error'), TransientError),
+    (OSError(errno.ESTALE, 'Stale file handle'), TransientError),
+    (OSError(errno.EDQUOT, 'Disk quota exceeded'), TransientError),
+    (OSError(errno.EROFS, 'Read-only file system'), UserError),
+    (OSError(errno.EACCES, 'Permission denied'), UserError),
+    (OSError(errno.ENOTDIR, 'Not a directory'), UserError),
+    (OSError(errno.EFBIG, 'File too large'), UserError),
+    (ValueError("PERMISSION_DENIED: Failed [os_error_code='13']"), UserError)])
+def test_a_disk_that_fails_is_told_with_the_fix(error, kind):
+  number = files.os_error(error)
+  assert kind.status == {TransientError: 69, UserError: 2}[kind]
+  with pytest.raises(kind, match=re.escape(
+      f'cannot write here ({os.strerror(number)}): make room')):
     with files.writing('here'):
       raise error
+
+
+def test_a_read_that_may_succeed_later_is_no_mistake(tmp_path, monkeypatch):
+  (tmp_path / 'a').write_text('1')
+  for number, kind in ((errno.EIO, TransientError), (errno.EACCES, UserError)):
+    def fail(*args, number=number):
+      raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, 'open', fail)
+    with pytest.raises(kind, match=re.escape(os.strerror(number))):
+      files.read_bytes(tmp_path / 'a', 10)
+
+
+def test_a_directory_is_no_file_to_read(tmp_path):
+  with pytest.raises(UserError, match=r'\(it is no file\): copy the run'):
+    files.read_bytes(tmp_path, 10)
 
 
 def test_other_errors_are_not_the_disks():

@@ -200,12 +200,8 @@ class Run:
 
   def arrays(self, step):
     """A checkpoint: (all arrays by name, the progress but for the time)."""
-    config = read_config(self.workdir / 'config.json')
-    model = classifier.build_model(config)
-    optimizer = build_optimizer(config, 1)
-    shapes = state_shapes(config, model, optimizer)
     with Checkpoints(str(self.workdir), read_only=True) as checkpoints:
-      items, progress = checkpoints.restore(step, shapes.to_items())
+      items, progress = checkpoints.restore(step, shapes_of(self.workdir))
     return ({jax.tree_util.keystr(path): x for path, x in
              jax.tree_util.tree_leaves_with_path(devices.to_host(items))},
             dataclasses.replace(progress, seconds=0))
@@ -217,6 +213,13 @@ class Run:
     subprocess.run(['umount', '--recursive', str(self.base)],
                    stderr=subprocess.DEVNULL, check=False)
     shutil.rmtree(self.base)
+
+
+def shapes_of(workdir):
+  """The shapes of what the checkpoints of a run directory hold."""
+  config = read_config(workdir / 'config.json')
+  model = classifier.build_model(config)
+  return state_shapes(config, model, build_optimizer(config, 1)).to_items()
 
 
 def _same(a, b):

@@ -8,8 +8,10 @@ TensorStore sees whether another has written; these are added here, and faults.
 from collections.abc import Callable
 import functools
 from http.server import ThreadingHTTPServer
+import io
 import json
 import logging
+import re
 import threading
 import urllib.parse
 import urllib.request
@@ -100,6 +102,10 @@ class _Handler(server.RequestHandler):
     query = urllib.parse.parse_qs(parsed.query)
     name = urllib.parse.unquote(parsed.path.partition('/o/')[2])
     name = query.get('name', [name])[0]
+    if query.get('uploadType') == ['multipart']:  # it is in the body
+      body = self.rfile.read(int(self.headers['Content-Length']))
+      self.rfile = io.BytesIO(body)
+      name = json.loads(re.search(rb'{.*}', body)[0])['name']
     with self._store.lock:
       self._generation = self._store.generation(name)
     status = self._store.fault(self.command, urllib.parse.unquote(self.path))
