@@ -98,12 +98,13 @@ class Watchdog:
                    now: float) -> None:
     """Notes at that monotonic time that the main thread begins a phase.
 
-    Without one it is the same again; `step` is how many have been begun.
+    Without one the same goes on; `step` is how many have been begun.
     """
-    if phase != 'compile':  # which interrupts the phase before
+    if phase and phase != 'compile':  # which interrupts the phase before
       self._longest[self._phase] = max(
           now - self._since, self._longest.get(self._phase, 0))
-    self._phase, self._since = phase or self._phase, now
+    if phase:
+      self._phase, self._since = phase, now
     self._turns += 1
     self._step = self._step if step is None else step
 

@@ -115,6 +115,19 @@ def test_a_step_that_is_first_compiled_says_nothing_of_steps():
   assert watch.beat().limit == watchdog.FIRST
 
 
+def test_who_meets_others_in_a_phase_is_still_in_it_for_the_first_time():
+  watch = _watch()
+  watch.report_alive('load', None, 0.0)
+  turns = watch.beat().turns
+  watch.report_alive(None, None, 1.0)  # to agree on the directory, say
+  beat = watch.beat()
+  assert (beat.turns, beat.phase) == (turns + 1, 'load')
+  assert beat.limit == watchdog.FIRST
+  watch.report_alive('restore', None, 40.0)
+  watch.report_alive('load', None, 41.0)
+  assert watch.beat().limit == 400
+
+
 @pytest.mark.parametrize(('main', 'all_', 'works'), [
     (0.0, 0.01, False), (0.001, 0.01, True), (0.0, 0.9, True)])
 def test_work_is_a_sign_of_life_where_no_time_is_known(
