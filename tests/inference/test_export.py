@@ -88,9 +88,12 @@ def test_the_example_answers_as_predict_does_without_this_package(exported):
 
 
 @pytest.mark.parametrize('fields', [
-    {'model.layers': 2, 'model.bidirectional': True,
-     'model.pooling': 'max+mean'},  # so wide that the rows of a call matter
-    {'model.dtype': 'bfloat16', 'data.bucket_width': 64, 'data.max_length': 30},
+    pytest.param(  # so wide that the rows of a call matter
+        {'model.layers': 2, 'model.bidirectional': True,
+         'model.pooling': 'max+mean'}, marks=pytest.mark.slow),
+    pytest.param(
+        {'model.dtype': 'bfloat16', 'data.bucket_width': 64,
+         'data.max_length': 30}, marks=pytest.mark.slow),
     {'model.cell': 'simple_rnn', 'model.mask_padding': False,
      'model.pooling': 'last', 'data.bucket_width': 0, 'debug': True},
 ], ids=lambda fields: fields['model.pooling'] if 'model.pooling' in fields
