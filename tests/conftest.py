@@ -78,6 +78,28 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(scope='session')
+def train_steps():
+  """The train steps that were made, by config and steps an epoch."""
+  return {}
+
+
+@pytest.fixture
+def one_train_step(train_steps, monkeypatch):
+  """Makes the train step of a config once, where it is not the point.
+
+  To trace and to load it takes longer than all else that a resumed run does.
+  """
+  from flax_imdb.train import loop
+  make = loop.make_train_step
+  def made(config, model, optimizer, steps_per_epoch):
+    key = config.to_json(sort_keys=True), steps_per_epoch
+    if key not in train_steps:
+      train_steps[key] = make(config, model, optimizer, steps_per_epoch)
+    return train_steps[key]
+  monkeypatch.setattr(loop, 'make_train_step', made)
+
+
+@pytest.fixture(scope='session')
 def trained():
   """A finished tiny run: (run directory, what it printed). Don't change it."""
   from support.command import TINY, finished, run_main

@@ -100,9 +100,9 @@ def two_devices(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('devices', 'argv'), [
-    (1, SHORT), pytest.param(8, SHORT, marks=pytest.mark.slow),
-    pytest.param(4, TINY, marks=pytest.mark.slow)])  # and several widths
+    (1, SHORT), (8, SHORT), (4, TINY)])  # and several widths
 def test_any_number_of_devices_gives_the_same_run(
     devices, argv, two_devices, trained, tmp_path):
   """With dropout on; the sums' order differs, so the last digits may."""
@@ -276,6 +276,7 @@ def _modules(process):
           if line.startswith('import time:') and '|' in line}
 
 
+@pytest.mark.slow  # in tests/data a shorter one is not
 def test_tensorflow_is_never_imported(trained, tmp_path):
   argv = [sys.executable, '-X', 'importtime', '-m', 'flax_imdb.main', *TINY,
           f'--workdir={tmp_path}']  # the config of `trained`: compiled already

@@ -57,6 +57,7 @@ def test_norms_equal_the_product_of_jacobians(cell):
           got['x'][lag, review], np.linalg.norm(of_input), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_report_compares_two_runs(tmp_path):
   """A figure, and a CSV whose medians are those of the norms."""
   argv = [x for x in TINY if 'bucket' not in x and 'quick' not in x]

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what comes back, what is refused."""
 
 import asyncio
+import functools
 import gc
 import logging
 import sys
@@ -21,17 +22,22 @@ from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import TrainState, init_state, state_shapes
 
 
-def _state(step, **model):
+@functools.cache
+def _first(**model):
   config = load_config('configs/debug.py')
   config.ema_decay = 0.5
   config.model.update(model)
   built = classifier.build_model(config)
   optimizer = build_optimizer(config, 1)
-  state = init_state(config, built, optimizer)
+  return (devices.to_host(init_state(config, built, optimizer)),
+          state_shapes(config, built, optimizer))
+
+
+def _state(step, **model):
+  state, shapes = _first(**model)
   state = state.replace(
-      step=jnp.asarray(step, jnp.int32),
-      ema=jax.tree.map(lambda x: x + step, state.params))
-  shapes = state_shapes(config, built, optimizer)
+      step=np.asarray(step, np.int32),
+      ema=jax.tree.map(lambda x: x + np.float32(step), state.params))
   return devices.replicate(state), shapes.to_items()
 
 

@@ -82,8 +82,10 @@ with preemption.deferred(8):
 '''
 
 
-@pytest.mark.parametrize('in_c', [False, True])
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(('number', 'in_c'), [
+    (signal.SIGTERM, True), (signal.SIGINT, False),
+    pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)])
 def test_the_second_signal_ends_at_once(number, in_c):
   with subprocess.Popen(
       [sys.executable, '-c', _BUSY.format(in_c=in_c)], cwd=ROOT,

@@ -511,11 +511,13 @@ def test_a_bad_config_file_as_a_user_gives_it(tmp_path):
   refused(run_main(f'--config={tmp_path}/c.py'), 'c.py: SyntaxError')
 
 
+@pytest.mark.slow
 def test_a_bad_text_as_a_user_gives_it(trained):
   refused(run_main('--mode=predict', f'--workdir={trained[0]}', stdin=b'\xff'),
           'standard input is not UTF-8')
 
 
+@pytest.mark.slow
 def test_a_bad_workdir_as_a_user_gives_it(tmp_path):
   refused(run_main('--mode=predict', f'--workdir={tmp_path}', stdin=b'good'),
           r'is no run directory, steps found: \[\]')
@@ -543,7 +545,8 @@ def test_a_bad_environment_as_a_user_sets_it(
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
-@pytest.mark.parametrize('mode', ['eval', 'predict'])
+@pytest.mark.parametrize('mode', [
+    pytest.param('eval', marks=pytest.mark.slow), 'predict'])
 def test_standard_output_that_is_full(mode, trained, capfd):
   # Not run_main, which reads it.
   descriptor = os.open('/dev/full', os.O_WRONLY)

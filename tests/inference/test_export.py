@@ -114,9 +114,12 @@ sys.modules''')
 
 
 @pytest.mark.parametrize('fields', [
-    {'model.layers': 2, 'model.bidirectional': True,
-     'model.pooling': 'max+mean'},  # so wide that the rows of a call matter
-    {'model.dtype': 'bfloat16', 'data.bucket_width': 64, 'data.max_length': 30},
+    pytest.param(  # so wide that the rows of a call matter
+        {'model.layers': 2, 'model.bidirectional': True,
+         'model.pooling': 'max+mean'}, marks=pytest.mark.slow),
+    pytest.param(
+        {'model.dtype': 'bfloat16', 'data.bucket_width': 64,
+         'data.max_length': 30}, marks=pytest.mark.slow),
     {'model.cell': 'simple_rnn', 'model.mask_padding': False,
      'model.pooling': 'last', 'data.bucket_width': 0, 'debug': True},
 ], ids=lambda fields: fields['model.pooling'] if 'model.pooling' in fields

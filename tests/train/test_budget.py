@@ -44,7 +44,9 @@ _KERNELS = {
 }
 
 
-@pytest.fixture(scope='module', params=_BUDGETS)
+@pytest.fixture(scope='module', params=[
+    'configs/notebook.py',
+    pytest.param('configs/default.py', marks=pytest.mark.slow)])
 def compiled(request):
   """(config file, its step compiled for 64 reviews of 500 tokens a device)."""
   config = load_config(request.param)

@@ -21,6 +21,8 @@ from flax_imdb.terminal import Rate, Terminal
 from flax_imdb.train import loop
 from flax_imdb.train.metrics import Metrics
 
+pytestmark = pytest.mark.usefixtures('one_train_step')
+
 
 class _Terminal(Terminal):
   """Keeps what it is told; interrupts the run at a line that begins so."""

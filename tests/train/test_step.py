@@ -1,6 +1,10 @@
 """The train step: golden numbers, exact sums, devices, no second compile."""
 
+import functools
+import json
+
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -12,6 +16,12 @@ from flax_imdb.model import classifier
 from flax_imdb.model.classifier import params_sha256
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import init_state, make_train_step
+
+# Wherever they do not matter, for two programs serve several tests then: steps
+# an epoch, and a config.
+EPOCH = 3
+AVERAGED = {'ema_decay': 0.75, 'schedule': 'constant', 'warmup_epochs': 0,
+            'on_nan': 'skip'}
 
 
 def _config(**fields):
@@ -33,6 +43,16 @@ def _reviews(n=40):
       rng.integers(0, 2, n).astype(np.int8))
 
 
+@functools.cache
+def _program(config_json, steps_per_epoch):
+  """(the state before the first step, the step) of a config."""
+  config = ConfigDict(json.loads(config_json))
+  model = classifier.build_model(config)
+  optimizer = build_optimizer(config, steps_per_epoch)
+  return (devices.to_host(init_state(config, model, optimizer)),
+          make_train_step(config, model, optimizer, steps_per_epoch))
+
+
 def _train(config, steps, reviews=None, steps_per_epoch=None, trajectory=None):
   """Runs `steps` steps; returns the last state and each step's sums.
 
@@ -43,11 +63,9 @@ def _train(config, steps, reviews=None, steps_per_epoch=None, trajectory=None):
       reviews, config.seed, config.global_batch_size, config.data.bucket_width,
       config.data.max_length)
   steps_per_epoch = steps_per_epoch or batches.steps_per_epoch
-  model = classifier.build_model(config)
-  optimizer = build_optimizer(config, steps_per_epoch)
-  state = devices.replicate(init_state(config, model, optimizer))
-  train_step = make_train_step(
-      config, model, optimizer, steps_per_epoch)
+  state, train_step = _program(
+      config.to_json(sort_keys=True), steps_per_epoch)
+  state = devices.replicate(state)
   all_sums = []
   for step in range(steps):
     state, sums = train_step(state, devices.shard(batches(step)))
@@ -91,7 +109,7 @@ def test_two_devices_equal_one_whole_batch():
   reviews = _reviews(13)  # the last batch holds 5 of 8: unequal shares
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, 2)
-  before = init_state(config, model, optimizer).params
+  before = devices.to_host(init_state(config, model, optimizer))
   batch = pad(reviews, np.arange(5), 8, 0, 12)
 
   def mean_loss(params):
@@ -99,22 +117,22 @@ def test_two_devices_equal_one_whole_batch():
         {'params': params}, batch['ids'][:5], batch['lengths'][:5])
     z = logits * (2 * batch['labels'][:5] - 1)
     return jax.nn.softplus(-z).mean()
-  loss, gradient = jax.value_and_grad(mean_loss)(before)
+  loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(before.params)
 
-  state = devices.replicate(init_state(config, model, optimizer))
+  state = devices.replicate(before)
   train_step = make_train_step(config, model, optimizer, 2)
   state, sums = train_step(state, devices.shard(batch))
   sums = devices.to_host(sums)
   assert sums.weight == 5
   # Each review is right with its label or with the other one; none else is.
   flipped = batch | {'labels': 1 - batch['labels']}
-  again = devices.replicate(init_state(config, model, optimizer))
+  again = devices.replicate(before)
   _, others = train_step(again, devices.shard(flipped))
   assert sums.correct + devices.to_host(others).correct == 5
   np.testing.assert_allclose(sums.loss / 5, loss, rtol=1e-5)
   jax.tree.map(
       lambda a, g, b: np.testing.assert_allclose(a - g, b, atol=1e-6),
-      before, gradient, devices.to_host(state.params))
+      before.params, gradient, devices.to_host(state.params))
   # Every device must hold the same parameters, or they drift apart unseen.
   for x in jax.tree.leaves(state.params):
     copies = [np.asarray(shard.data) for shard in x.addressable_shards]
@@ -123,7 +141,7 @@ def test_two_devices_equal_one_whole_batch():
 
 
 def test_sums_start_anew_with_each_epoch():
-  _, sums = _train(_config(), 4, steps_per_epoch=3)
+  _, sums = _train(_config(), 4, steps_per_epoch=EPOCH)
   weights = [float(s.weight) for s in sums]
   assert weights == [8, 16, 24, 8]
 
@@ -137,8 +155,8 @@ def test_the_step_compiles_once_a_width_and_donates_its_state():
   config = _config()
   batches = TrainBatches(_reviews(), 0, 8, 0, 10)
   model = classifier.build_model(config)
-  optimizer = build_optimizer(config, 5)
-  train_step = make_train_step(config, model, optimizer, 5)
+  optimizer = build_optimizer(config, EPOCH)
+  train_step = make_train_step(config, model, optimizer, EPOCH)
   first = devices.replicate(init_state(config, model, optimizer))
   state, sums = train_step(first, devices.shard(batches(0)))
   sums.loss.block_until_ready()
@@ -165,8 +183,7 @@ def test_what_to_host_returns_keeps_no_buffer_from_being_donated():
 
 def test_evaluation_weights_are_the_running_average():
   """Of the steps alone, as in Adam: the initial weights have no share in it."""
-  config = _config(**{'ema_decay': 0.75, 'schedule': 'constant',
-                      'warmup_epochs': 0})
+  config = _config(**AVERAGED)
   trajectory = []
   _train(config, 3, trajectory=trajectory)
   shares = 0.75 ** np.arange(3)[::-1]
@@ -204,14 +221,17 @@ def test_label_smoothing_pulls_the_loss_towards_both_labels():
     reviews = _reviews()
     reviews.labels[:] ^= flip
     config = _config(label_smoothing=smoothing)
-    return _train(config, 1, reviews)[1][0].loss
+    return _train(config, 1, reviews, EPOCH)[1][0].loss
   right, wrong, smooth = loss(0.0), loss(0.0, flip=True), loss(0.5)
   assert abs(right - wrong) > 1e-3
   np.testing.assert_allclose(
       smooth, 0.75 * right + 0.25 * wrong, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['default', 'notebook', 'quickstart', 'debug'])
+@pytest.mark.parametrize('name', [
+    'notebook', pytest.param('default', marks=pytest.mark.slow),
+    pytest.param('quickstart', marks=pytest.mark.slow),
+    pytest.param('debug', marks=pytest.mark.slow)])
 def test_every_config_trains_one_step(name):
   config = load_config(f'configs/{name}.py')
   check_fields(config)
@@ -228,7 +248,7 @@ def test_every_config_trains_one_step(name):
 @pytest.mark.parametrize('poison', [np.nan, np.inf])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count(
     monkeypatch, poison):
-  config = _config(ema_decay=0.9, on_nan='skip')
+  config = _config(**AVERAGED)
   trajectory = []
   batch_of = TrainBatches.__call__
   def poisoned(batches, step):
