@@ -21,7 +21,8 @@ _PART_CHARACTERS = 1 << 22  # some 2,000 reviews
 # Bytes: some 50,000 reviews of IMDB. They are read whole, so that a mistake in
 # the last one is told before the first is predicted.
 _MOST_BYTES = 64 << 20
-# The longest review of IMDB has 14,000; a million take 80 MB to encode.
+# The longest review of IMDB has 14,000; a million, if each is a word of its own
+# as in Chinese, take 0.5 GB to encode.
 _MOST_CHARACTERS = 1 << 20
 
 
@@ -80,7 +81,7 @@ def read_reviews(words: Sequence[str], file: str | None) -> list[str]:
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-  """Divides texts so that the encoding of each part takes 0.3 GB at most."""
+  """Divides texts so that the encoding of each part takes 0.5 GB at most."""
   start = size = 0
   for stop, text in enumerate(texts, 1):
     size += len(text) + 1000  # an empty one takes memory, too
