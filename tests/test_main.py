@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from support.command import ROOT, TINY, finished, run_here, run_main
 
+from flax_imdb import main
+from flax_imdb.cluster import processes
+
 # One batch shape: half as much to compile, where that is what takes the time.
 SHORT = (*TINY, '--config.data.max_length=20')
 
@@ -295,6 +298,22 @@ def test_a_warm_start_imports_no_tfds(trained, tmp_path):
        '--mode=eval', f'--workdir={tmp_path}/run'],
       cwd=ROOT, capture_output=True, check=True, timeout=300)
   assert 'tensorflow_datasets' not in _modules(process)
+
+
+@pytest.mark.parametrize(('argv', 'terminal', 'watched'), [
+    (['--mode=train'], False, True), (['--mode=eval'], False, True),
+    (['--mode=train'], True, False), (['--config.debug=true'], False, False),
+    (['--mode=predict', 'good'], False, False)])
+def test_a_hang_is_looked_for_where_no_person_would_see_it(
+    argv, terminal, watched, monkeypatch):
+  """Nor make it, with Ctrl-S, in a debugger or by writing slowly."""
+  seen = []
+  monkeypatch.setattr(main, '_start_jax', lambda args, config: None)
+  monkeypatch.setattr(main, '_run_mode', lambda args, config, terminal: (
+      seen.append(processes._watchdog is not None)))
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal, raising=False)
+  assert main.main(argv) == 0
+  assert seen == [watched] and processes._watchdog is None
 
 
 def test_where_there_is_no_fcntl_one_line_says_so():

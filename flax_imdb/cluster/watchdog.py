@@ -134,12 +134,9 @@ class Watchdog:
     if not self._lock.acquire(blocking=False):
       time.sleep(60)  # another thread is about to end the process
     line = message or self._loss([0], 'lost')
-    # In threads: to flush hangs where the main thread does in writing, to tell
-    # without process 0.
-    flusher = threading.Thread(target=sys.stdout.flush, daemon=True)
-    flusher.start()
-    flusher.join(5)
+    sys.stdout.flush()
     print('error: ' + ' '.join(line.split()), file=sys.stderr, flush=True)
+    # In a thread, for without process 0 it may hang.
     teller = threading.Thread(
         target=self._tell, args=(told or line, status), daemon=True)
     teller.start()

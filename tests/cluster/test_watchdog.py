@@ -196,14 +196,22 @@ def test_a_known_phase_is_ended_even_if_it_works():
 
 def test_a_process_that_was_suspended_is_not_stuck():
   process = _lone('''
+  for step in range(3): processes.report_alive('step', step)
   print('ready', flush=True)
-  for step in range(30):
-    processes.report_alive('step', step)
-    time.sleep(0.05)''')
+  time.sleep(3)''')
   assert process.stdout.readline() == 'ready\n'
-  time.sleep(0.3)
+  time.sleep(0.4)  # four beats see it stand still, as steps may for 1.5 s
   process.send_signal(signal.SIGSTOP)
-  time.sleep(3)
+  time.sleep(2.5)
   process.send_signal(signal.SIGCONT)
   out, err = process.communicate(timeout=60)
   assert (process.returncode, out, err) == (0, 'done\n', '')
+
+
+def test_a_process_that_hangs_in_writing_ends_too():
+  process = _lone('''
+  processes.report_alive('save', 3)
+  print('x' * 1_000_000)''')
+  assert process.wait(timeout=60) == 69  # nobody reads what it prints
+  assert process.stderr.read().startswith('error: the run is stuck in phase sav')
+  process.communicate()
