@@ -65,8 +65,9 @@ class Checkpoints:
 
     Without `read_only` all processes call this, and the first one sets aside
     what has a damaged score, before the others look; `restore_newest` tells.
-    With it a damaged score raises DamagedError. Raises as `files.writing` if
-    the directory can't be made, and as `restore` if it can't be read.
+    Raises TransientError if they still see it, with `read_only` DamagedError if
+    there is one; as `files.writing` if the directory can't be made, and as
+    `restore` if it can't be read.
     """
     self._workdir = files.as_path(workdir)
     self._set_aside: list[str] = []
@@ -76,7 +77,7 @@ class Checkpoints:
     if not read_only:
       processes.gather('the broken scores are gone')
     if not writes:
-      self._refuse_broken_scores()
+      self._refuse_broken_scores(mended=not read_only)
     self._read_only = read_only = not writes
     options = ocp.CheckpointManagerOptions(
         # Without it best_step() would silently be the latest step; without the
@@ -123,6 +124,10 @@ class Checkpoints:
       self._manager.wait_until_finished()
     processes.gather('saved')
     if self._read_only:
+      self._reload()
+
+  def _reload(self) -> None:
+    with self._reading('which checkpoints there are'):
       self._manager.reload()
 
   def best(self) -> int | None:
@@ -213,7 +218,9 @@ class Checkpoints:
 
     Raises as `restore` where that can't be read.
     """
-    for file in sorted(self._workdir.glob('checkpoints/*/metrics/metrics')):
+    with self._reading('the scores of checkpoints'):
+      found = sorted(self._workdir.glob('checkpoints/*/metrics/metrics'))
+    for file in found:
       name = file.parents[1].name
       if not name.isdecimal():  # of a save that was killed, or no step's at all
         continue
@@ -226,9 +233,13 @@ class Checkpoints:
         if file.exists():  # or the run beside this one has just deleted it
           yield step, e
 
-  def _refuse_broken_scores(self) -> None:
+  def _refuse_broken_scores(self, mended: bool) -> None:
     for step, _ in self._broken_scores():
       folder = self._workdir / 'checkpoints' / str(step)
+      if mended:
+        raise TransientError(
+            f'process {processes.index()} sees {folder}, which process 0 has '
+            'set aside: see that both see the same files, and start again')
       raise DamagedError(f'checkpoint {step} has a damaged score: delete '
                          f'{folder}, or train again, which sets it aside')
 
@@ -262,7 +273,7 @@ class Checkpoints:
 
     The first process chooses, and the others follow. `announce` is told which
     are set aside, and why. None if there is no step at all. Raises UserError if
-    there are some and none is whole, with all in its place, else as `follow`.
+    there are some and none is whole, with all in its place, else as `_follow`.
     """
     found, chosen = None, None
     if processes.index() == 0:
@@ -283,7 +294,7 @@ class Checkpoints:
         announce(f'checkpoint {step} cannot be restored ({why}); it is set '
                  f'aside as {self._aside(step)}')
       if damaged:
-        self._manager.reload()
+        self._reload()
     return self._follow(chosen, found, shapes)[1]
 
   def restore_chosen(
@@ -311,7 +322,7 @@ class Checkpoints:
     told = processes.gather('' if chosen is None else str(chosen))[0]
     if processes.index() == 0 or not told:
       return chosen, found
-    self._manager.reload()
+    self._reload()
     try:
       return int(told), self.restore(int(told), shapes)
     except DamagedError as e:

@@ -211,8 +211,12 @@ def initial_params(
 
 
 def is_run(path: str) -> bool:
-  """Whether this is a run directory."""
-  return (files.as_path(path) / 'config.json').exists()
+  """Whether this is a run directory; raises as `files.raise_failure`."""
+  try:
+    return (files.as_path(path) / 'config.json').exists()
+  except OSError as e:
+    files.raise_failure(e, f'cannot read {path}', 'see that it is to be read')
+    raise
 
 
 def write_summary(workdir: str, summary: dict[str, Any]) -> None:

@@ -105,7 +105,8 @@ def locked(path: pathlib.Path, who: str,
     yield why_none
   finally:
     if not why_none:
-      path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # left behind it locks nothing
+        path.unlink()
     os.close(descriptor)
 
 

@@ -1,13 +1,16 @@
 """Disturbs a small run over and over; it must end with the same bits each time.
 
 python tests/faults/faults.py --kills=100 --seed=0
+python tests/faults/faults.py --outside=20 --seed=0
 
-takes 25 to 40 minutes on two cores; test_faults.py beside it runs a short
+take 25 to 40 minutes each on two cores; test_faults.py beside it runs a short
 version. It is not in the package, for no user of the trainer would run it.
 
 Runs of the real command line are killed, signalled, stopped and continued, left
-without room or the right to write, and their newest checkpoint is damaged, up
-to eight times each; then each may finish. Faults are dealt from a shuffled deck
+without room or the right to write, met by a second start, hung, read and
+written on a disk that fails for a while, run in two processes of which any is
+killed, and their newest checkpoint is damaged, up to eight times each; then
+each may finish. Faults are dealt from a shuffled deck
 that holds each kind. One is counted if it happened: a kill that came after the
 end is none. It is recovered from if the next start goes on from the newest
 checkpoint that is whole and names those it skips. Steps lost are those from the
@@ -22,12 +25,15 @@ root: root ignores the modes of files. Elsewhere the size of files is limited.
 
 import argparse
 import collections
+import contextlib
+import errno
 import logging
 import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +46,7 @@ import conftest  # noqa: E402, F401, the environment of all tests
 from support import disturbed  # noqa: E402
 from support.damages import DAMAGES, HARMLESS  # noqa: E402
 
+FAILING = ('-m', 'tests.faults.failing')
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 
@@ -112,7 +119,7 @@ def _full_disk(run):
     except OSError:
       f.truncate(max(0, f.tell() - int(10 ** run.rng.uniform(3, 5.8))))
   run.start()
-  row = run.must_refuse('No space left on device', 'full disk')
+  row = run.must_refuse('No space left on device', 'full disk', 69)
   ballast.unlink()
   return row
 
@@ -144,6 +151,103 @@ def _read_only_within(run):
   return row
 
 
+def _failing_disk(name):
+  """A disk that fails from some moment on, and is well at the next start."""
+  def fault(run):
+    number = getattr(errno, name)
+    run.start(run.command(
+        *FAILING, name, str(int(10 ** run.rng.uniform(0, 2.6)))))
+    return run.must_refuse(os.strerror(number), f'disk fails with {name}', 69)
+  return fault
+
+
+def _second_start(run):
+  """Another start while the first one trains; the first is held meanwhile."""
+  run.start()
+  if not run.wait_for_moment(run.rng.choice(['compilation', 'steps', 'save'])):
+    return run.must_end()
+  run.process.send_signal(signal.SIGSTOP)
+  second = subprocess.run(run.command(), cwd=disturbed.ROOT, env=run.env,
+                          capture_output=True, text=True, check=False)
+  ended = run.process.poll() is not None  # before it could be held
+  run.process.send_signal(signal.SIGCONT)
+  run.must_end()
+  if ended:
+    return None
+  if second.returncode != 69 or not re.fullmatch(
+      rf'error: .* is in use by process {run.process.pid} on .*\n',
+      second.stderr):
+    run.fail(f'the second ended with {second.returncode}: {second.stderr}')
+  return 'second start'
+
+
+def _two_at_once(run):
+  """One trains, the other is refused or goes on once the first is done."""
+  run.start(others=[run.command()])
+  status, (other,) = run.wait(), run.others
+  _, error = other.communicate(timeout=300)
+  if sorted([status, other.returncode]) not in ([0, 0], [0, 69]):
+    run.fail(f'the other ended with {other.returncode}: {error.decode()}')
+  return 'two starts at once'
+
+
+def _hang(count):
+  """The main thread of the only process, or of one of two, stands still."""
+  def fault(run):
+    which, number = run.rng.integers(count), int(10 ** run.rng.uniform(0, 2.2))
+    programs = [run.command(*FAILING, 'hang', str(number * (i == which)))
+                for i in range(count)]
+    if count > 1:
+      with socket.create_server(('127.0.0.1', 0)) as server:
+        address = f'127.0.0.1:{server.getsockname()[1]}'
+      programs = [
+          [*program, f'--coordinator_address={address}',
+           f'--num_processes={count}', f'--process_id={i}']
+          for i, program in enumerate(programs)]
+    devices = run.env['JAX_NUM_CPU_DEVICES']
+    run.env['JAX_NUM_CPU_DEVICES'] = str(int(devices) // count)
+    run.start(programs[0], others=programs[1:])
+    run.env['JAX_NUM_CPU_DEVICES'] = devices
+    status, error = run.wait(), run.error()
+    for other in run.others:
+      error += other.communicate(timeout=300)[1].decode()
+    statuses = [status, *(other.returncode for other in run.others)]
+    if not any(statuses):
+      return None  # it did not come to that
+    who = f'process {which} of {count}' if count > 1 else 'the run'
+    if {*statuses} != {69} or f'error: {who} is stuck in phase ' not in error:
+      run.fail(f'{statuses} after the hang of {who}: {error[-2000:]}')
+    return f'main thread hangs, {"one of two" if count > 1 else "alone"}'
+  return fault
+
+
+def _kill_of_two(run):
+  """Random kills of two processes, which are started again until they end.
+
+  As a launcher does: after anything but a mistake, also where the other process
+  found gloo too slow on a busy machine and so failed.
+  """
+  kills, left = 0, int(run.rng.integers(1, 4))
+  for _ in range(10):
+    run.start([sys.executable, 'launch/local.py', '--processes=2',
+               '--devices=1', '--', *run.command()[3:]])
+    if left and run.wait_for_moment(run.rng.choice(
+        ['start', 'compilation', 'steps', 'save', 'evaluation'])):
+      left -= 1
+      children = pathlib.Path(f'/proc/{run.process.pid}/task/'
+                              f'{run.process.pid}/children').read_text().split()
+      for child in run.rng.permutation(children)[:run.rng.choice([1, 1, 2])]:
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+          os.kill(int(child), KILL)
+          kills += 1
+    status = run.wait()
+    if status == 0:
+      return 'kills of two processes, started again' if kills else None
+    if status == 2:
+      break
+  return run.fail(f'status {status}')
+
+
 def _damage(name):
   def fault(run):
     if not run.steps():
@@ -162,6 +266,12 @@ def _damage(name):
       run.damaged.add(step)
     return 'newest checkpoint damaged'
   return fault
+
+
+# What comes from outside of the process: 20 of each kind are asked for.
+OUTSIDE = (
+    _failing_disk('EIO'), _failing_disk('ENOSPC'), _second_start, _two_at_once,
+    _hang(1), _hang(2), _kill_of_two)
 
 
 class Faults:
@@ -194,7 +304,7 @@ class Faults:
         _signal(TERM, 'compilation'), _signal(TERM, 'evaluation'),
         _signal(INT, 'save'), _signal(INT, 'steps', TERM), _stop,
         _kill_in_cache, _file_limit,
-        _damage(self._damages.pop()), _damage(self._damages.pop())]
+        _damage(self._damages.pop()), _damage(self._damages.pop()), *OUTSIDE]
     if self.can_mount:
       cards += [_full_disk, _read_only, _read_only_within]
     if not short:
@@ -206,6 +316,14 @@ class Faults:
       if self.can_mount:
         cards.append(_full_disk)
     self.deck = self._shuffled(cards)
+
+  def deal_outside(self, each):
+    """Shuffles so many of each kind of `OUTSIDE` into the deck."""
+    pairs = [(_failing_disk('EIO'), _failing_disk('ESTALE'),
+              _failing_disk('ENOSPC')), (_second_start, _two_at_once),
+             (_hang(1), _hang(2)), (_kill_of_two,)]
+    self.deck = self._shuffled([
+        kind[i % len(kind)] for kind in pairs for i in range(each)])
 
   def _shuffled(self, cards):
     return [cards[i] for i in self.rng.permutation(len(cards))]
@@ -276,12 +394,18 @@ def main(argv):
   parser = argparse.ArgumentParser()
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+      '--outside', type=int, default=0, metavar='N',
+      help='instead: N times a disk that fails, two starts, a main thread that '
+      'hangs, and kills of two processes that are started again')
   args = parser.parse_args(argv)
   logging.getLogger('absl').setLevel(logging.ERROR)  # orbax, of its options
   start = time.time()
   with tempfile.TemporaryDirectory(prefix='faults_') as folder:
     faults = Faults(args.seed, folder)
-    while faults.kills() < args.kills:
+    if args.outside:
+      faults.deal_outside(args.outside)
+    while faults.deck if args.outside else faults.kills() < args.kills:
       if not faults.deck:
         faults.deal()
       faults.play(most=int(faults.rng.integers(1, 9)))

@@ -195,6 +195,14 @@ def test_the_others_look_at_scores_once_the_broken_ones_are_gone(
     assert checkpoints.steps() == [7]
 
 
+def test_a_broken_score_that_only_another_process_sees_may_go_away(
+    copied, second):
+  truncate(copied / 'checkpoints/14/metrics/metrics')
+  second(lambda value: ['', value])
+  with pytest.raises(TransientError, match='process 1 sees .*/14, which proce'):
+    manager.Checkpoints(str(copied))
+
+
 def test_the_others_follow_to_the_step_that_the_first_process_chose(
     copied, second):
   from support.disturbed import shapes_of

@@ -54,6 +54,8 @@ class Run:
     env: of the processes.
     damaged: steps whose checkpoint must be set aside.
     status: of the last process.
+    process: the one that was started last, or the first of several.
+    others: those that take part beside it.
     lost: steps that its start found lost; None if it was ended before.
   """
 
@@ -61,6 +63,7 @@ class Run:
     self.base, self.rng, self._last_step = base, rng, last_step
     self.workdir, self.env = base / 'run', dict(os.environ)
     self.damaged, self.status, self.lost = set(), None, None
+    self.process, self.others = None, []
     base.mkdir()
     if can_mount:
       assert mount('-t', 'tmpfs', '-o', f'size={_DISK}', 'tmpfs', str(base))
@@ -81,15 +84,25 @@ class Run:
     return max([json.loads(line)['step'] for line in lines] + self.steps(),
                default=0)
 
-  def start(self, file_limit=None):
-    """Starts the command; it can write no larger file than of these bytes."""
+  def command(self, *program):
+    """Its command line; `program` stands for that of a user."""
+    return [sys.executable, *(program or ('-m', 'flax_imdb.main')), *RUN,
+            f'--workdir={self.workdir}']
+
+  def start(self, command=None, file_limit=None, others=()):
+    """Starts the command, and the others that take part beside it.
+
+    It can write no larger file than of these bytes.
+    """
     self._expected, self._before = self.newest_whole(), self._reached()
     with open(self.base.with_suffix('.out'), 'w') as out, open(
         self.base.with_suffix('.err'), 'w') as err:
       self.process = subprocess.Popen(
-          [sys.executable, '-m', 'flax_imdb.main', *RUN,
-           f'--workdir={self.workdir}'], cwd=ROOT, env=self.env, stdout=out,
+          command or self.command(), cwd=ROOT, env=self.env, stdout=out,
           stderr=err)
+    self.others = [subprocess.Popen(
+        other, cwd=ROOT, env=self.env, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE) for other in others]
     if file_limit is not None:
       resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE,
                        (file_limit, file_limit))
@@ -107,7 +120,7 @@ class Run:
 
   def wait(self):
     """Returns the exit status; checks where the process had gone on."""
-    self.status, output = self.process.wait(timeout=120), self.output()
+    self.status, output = self.process.wait(timeout=300), self.output()
     restored = _RESTORED.search(output)
     if restored:
       step = int(restored[1] or 0)
@@ -126,13 +139,13 @@ class Run:
     if self.wait():
       self.fail('failed by itself')
 
-  def must_refuse(self, reason, row):
-    """Waits for a process that must say in one line what it can't write."""
+  def must_refuse(self, reason, row, expected=2):
+    """Waits for a process that must say in one line what it can't do."""
     status = self.wait()
     if status == 0:
       return None  # it did not come to that
-    if status != 2 or not re.fullmatch(
-        rf'error: cannot write .* ?\({reason}\): .*\n', self.error()):
+    if status != expected or not re.fullmatch(
+        rf'error: cannot (write|read) .* ?\({reason}\): .*\n', self.error()):
       self.fail(f'status {status}')
     return row
 
@@ -150,13 +163,16 @@ class Run:
     if moment == 'start':
       return self.wait_for(lambda: True, 2)
     if moment == 'compilation':
-      return self.wait_for(lambda: '\nparameters' in self.output(), 0.5)
+      return self.wait_for(self._restored, 0.5)
     if moment == 'evaluation':
       return self.wait_for(
-          lambda: '\nparameters' in self.output() and self._all_saved(), 0.4)
+          lambda: self._restored() and self._all_saved(), 0.4)
     if not self.wait_for(lambda: 'first step done' in self.output(), 0.2):
       return False
     return moment == 'steps' or self.wait_for(self._saving, 0.06)
+
+  def _restored(self):
+    return re.search(r'^(0: )?parameters ', self.output(), re.M)
 
   def _all_saved(self):
     return self.steps()[-1:] == [self._last_step]
@@ -167,7 +183,7 @@ class Run:
   def where(self):
     """Which part of the run the process, stopped or dead, is in."""
     output = self.output()
-    if '\nparameters' not in output:
+    if not self._restored():
       return 'start'
     if self._saving():
       return 'save'
@@ -207,9 +223,10 @@ class Run:
             dataclasses.replace(progress, seconds=0))
 
   def close(self):
-    if self.process.poll() is None:
-      self.process.kill()
-      self.process.wait()
+    for process in (self.process, *self.others):
+      if process.poll() is None:
+        process.kill()
+        process.communicate()
     subprocess.run(['umount', '--recursive', str(self.base)],
                    stderr=subprocess.DEVNULL, check=False)
     shutil.rmtree(self.base)
