@@ -213,5 +213,5 @@ def test_a_process_that_hangs_in_writing_ends_too():
   processes.report_alive('save', 3)
   print('x' * 1_000_000)''')
   assert process.wait(timeout=60) == 69  # nobody reads what it prints
-  assert process.stderr.read().startswith('error: the run is stuck in phase sav')
+  assert process.stderr.read().startswith('error: the run is stuck in phase')
   process.communicate()
