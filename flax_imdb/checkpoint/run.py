@@ -159,7 +159,8 @@ def restore(workdir: str, which: str | None) -> Run:
     model = classifier.build_model(config)
   except UserError as e:
     raise UserError(f'{path}/config.json: {e}') from e
-  wanted = which or ('best' if evaluates_best(config) else 'latest')
+  wanted = which if which is not None else (
+      'best' if evaluates_best(config) else 'latest')
   with Checkpoints(workdir, read_only=True) as checkpoints:
     def choose() -> int:
       steps = checkpoints.steps()

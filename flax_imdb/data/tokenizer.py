@@ -107,7 +107,9 @@ def _words(text: str) -> list[str]:
   """The words of a text by the rules of this version, entities read first."""
   text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
   if not text.isascii() and _NOT_LATIN.search(text):
-    assert _RULES.normalizer and _RULES.pre_tokenizer
+    # Not their truth: in tokenizers 0.21 a sequence has a length, of 0.
+    assert _RULES.normalizer is not None
+    assert _RULES.pre_tokenizer is not None
     return [word for word, _ in _RULES.pre_tokenizer.pre_tokenize_str(
         _RULES.normalizer.normalize_str(text))]
   text = _LATIN_TAG.sub(' ', text.lower())

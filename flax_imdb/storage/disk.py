@@ -57,16 +57,14 @@ def append(path: pathlib.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def opened(
-    path: pathlib.Path) -> Iterator[tuple[BinaryIO | None, int | None]]:
+def opened(path: pathlib.Path) -> Iterator[tuple[BinaryIO, int | None]]:
   """Opens a file to read: it and its bytes, None if it is no regular one."""
   # Without O_NONBLOCK a pipe would be waited for.
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   status = os.fstat(descriptor)
-  if stat.S_ISDIR(status.st_mode):  # Python opens none
+  if stat.S_ISDIR(status.st_mode):  # which Python would not close
     os.close(descriptor)
-    yield None, None
-    return
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
   with open(descriptor, 'rb') as f:
     yield f, status.st_size if stat.S_ISREG(status.st_mode) else None
 

@@ -14,7 +14,7 @@ from flax_imdb.data.reviews import (
   training_tokenizer,
 )
 from flax_imdb.data.tokenizer import encode, fit_tokenizer
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import files
 
 NAME = 'grammar_reviews'
@@ -232,12 +232,12 @@ def test_a_cache_that_can_not_be_written_is_the_users_to_mend(cache, config):
     load_splits(config, tokenizer, print, ['test'])
 
 
-def test_a_full_disk_is_the_users_to_mend_and_leaves_nothing(
+def test_a_full_disk_may_be_mended_meanwhile_and_leaves_nothing(
     cache, config, monkeypatch):
   def full(descriptor):
     raise OSError(errno.ENOSPC, 'No space left on device')
   monkeypatch.setattr(files.os, 'fsync', full)
-  with pytest.raises(UserError, match=r'No space left .*XDG_CACHE_HOME'):
+  with pytest.raises(TransientError, match='No space left .*XDG_CACHE_HOME'):
     training_tokenizer(config, print)
   assert not [f for f in cache.rglob('*') if f.is_file() and 'ids' in f.parts]
 

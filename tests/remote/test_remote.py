@@ -366,7 +366,7 @@ def test_what_is_not_to_be_seen_is_not_taken_for_absent(mode, store):
                        **store.env)
   finally:
     store.fault = lambda method, path: None
-  assert 'the store failed (Forbidden: ' in _one_line(process, 69)
+  assert '(Forbidden: ' in _one_line(process, 69)
 
 
 @pytest.mark.slow
