@@ -184,7 +184,7 @@ def _second_start(run):
 def _two_at_once(run):
   """One trains, the other is refused or goes on once the first is done."""
   run.start(others=[run.command()])
-  status, (other,) = run.wait(), run.others
+  status, (other,) = run.wait(behind_another=True), run.others
   _, error = other.communicate(timeout=300)
   if sorted([status, other.returncode]) not in ([0, 0], [0, 69]):
     run.fail(f'the other ended with {other.returncode}: {error.decode()}')

@@ -67,7 +67,7 @@ def test_a_read_that_may_succeed_later_is_no_mistake(tmp_path, monkeypatch):
 
 
 def test_a_directory_is_no_file_to_read(tmp_path):
-  with pytest.raises(UserError, match=r'\(it is no file\): copy the run'):
+  with pytest.raises(UserError, match=r'\(Is a directory\): copy the run'):
     files.read_bytes(tmp_path, 10)
 
 
