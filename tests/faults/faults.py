@@ -250,15 +250,16 @@ def _kill_of_two(run):
 
 def _damage(name):
   def fault(run):
-    if not run.steps():
+    # A run of which no checkpoint is whole stops, as tests/hostile has it.
+    def one_would_be_left():
+      return len({*run.steps()} - run.damaged) > 1
+    if not one_would_be_left():
       run.start()
-      run.wait_for(run.steps, 0)
+      run.wait_for(one_would_be_left, 0)
       run.process.kill()
       run.wait()
     step = run.steps()[-1]
-    # A run of which no checkpoint is whole stops, as tests/hostile has it.
-    if step in run.damaged or (
-        name not in HARMLESS and not {*run.steps()[:-1]} - run.damaged):
+    if step in run.damaged or not one_would_be_left():
       return None
     try:
       DAMAGES[name](run.workdir / 'checkpoints' / str(step))
