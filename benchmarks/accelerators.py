@@ -3,7 +3,7 @@
   pip install -e '.[aot]'
   python benchmarks/accelerators.py [TOPOLOGY ...]
 
-compiles the widest batch of configs/default.py in each variant for each
+compiles the widest batch of configs/words.py in each variant for each
 topology (named as for --topology; by default one and four chips of a TPU v5e
 and, where the CUDA plugin is installed, an H100) and prints a table; some
 seconds a row on 2 CPU cores. Columns: peak and temporary memory a device,
@@ -62,7 +62,7 @@ PLATFORMS = ('cuda', 'tpu')
 def variants():
   """Yields (names of the values, config) for all combinations."""
   for values in itertools.product(*VARIANTS.values()):
-    config = load_config('configs/default.py')
+    config = load_config('configs/words.py')
     for field, value in zip(VARIANTS, values, strict=True):
       override(config, field, str(value))
     yield ' '.join(map(str, values)), config

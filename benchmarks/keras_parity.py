@@ -37,6 +37,7 @@ import numpy as np  # noqa: E402
 
 from flax_imdb.cluster import devices  # noqa: E402
 from flax_imdb.data.batches import TrainBatches  # noqa: E402
+from flax_imdb.data.reading import Reading  # noqa: E402
 from flax_imdb.data.reviews import load_splits, training_tokenizer  # noqa: E402
 from flax_imdb.model import classifier, keras_weights  # noqa: E402
 from flax_imdb.train.optimizer import build_optimizer  # noqa: E402
@@ -154,7 +155,7 @@ def write_golden() -> None:
   arrays |= {'ids': ids.astype(np.int8), 'lengths': lengths.astype(np.int8),
              'labels': rng.integers(0, 2, (40, 8)).astype(np.int8)}
   batches = [{'ids': i.astype(np.int32), 'labels': y.astype(np.float32),
-              'weights': np.ones(8)}
+              'weights': np.ones(8), 'places': np.arange(8, dtype=np.int32)}
              for i, y in zip(arrays['ids'], arrays['labels'], strict=True)]
   for cell in ('lstm', 'simple_rnn'):
     for mask in (False, True):
@@ -179,7 +180,8 @@ def main() -> int:
   tokenizer = training_tokenizer(CONFIG, print)
   reviews = load_splits(CONFIG, tokenizer, print, ['train'])['train']
   train_batches = TrainBatches(
-      reviews, CONFIG.seed, CONFIG.global_batch_size, 0, CONFIG.data.max_length)
+      reviews, CONFIG.seed, CONFIG.global_batch_size,
+      Reading(CONFIG.data.max_length))
   batches = [train_batches(step) for step in range(STEPS)]
   results = [compare(mask, batches) for mask in (False, True)]
   return 0 if all(results) else 1

@@ -10,7 +10,7 @@ prints a table for each of these; a peer that is not installed is left out:
   epoch             an epoch of the notebook's 17,500 reviews; it is not read
   startup           process start to first finished step, cold and warm cache
   evaluate          validation reviews a second; padding is not read
-  time_to_accuracy  start to an accuracy on validation, configs/default.py
+  time_to_accuracy  start to an accuracy on validation, configs/words.py
   memory            peak resident memory of a fresh process after some steps
 
 Each system lives in a process of its own (peers_worker.py), warmed up, and

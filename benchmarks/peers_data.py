@@ -22,9 +22,11 @@ def bucket_width(recipe: dict, mode: str) -> int:
 def eval_batches(recipe: dict, mode: str, reviews):
   """The batches of `eval_batches`, as wide as the mode asks for."""
   from flax_imdb.data.batches import eval_batches
-  return eval_batches(
-      reviews, recipe['global_batch_size'], bucket_width(recipe, mode),
-      recipe['data']['max_length'])
+  from flax_imdb.data.reading import Reading
+  for rows, batch in eval_batches(
+      reviews, recipe['global_batch_size'], Reading(
+          recipe['data']['max_length'], bucket_width(recipe, mode))):
+    yield rows[rows >= 0], batch
 
 
 def load(directory: pathlib.Path, mode: str) -> list[Batch]:
@@ -93,13 +95,14 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
 
   from flax_imdb.config import load_config
   from flax_imdb.data.batches import TrainBatches
+  from flax_imdb.data.reading import Reading
   from flax_imdb.data.reviews import load_splits, training_tokenizer
   from flax_imdb.model import classifier, keras_weights
   from flax_imdb.train.optimizer import build_optimizer
   from flax_imdb.train.step import init_state
   announce = functools.partial(print, file=sys.stderr)
   notebook = load_config('configs/notebook.py')
-  default = load_config('configs/default.py')
+  default = load_config('configs/words.py')
   notebook.data.bucket_width = default.data.bucket_width
   (directory / 'recipes.json').write_text(json.dumps(
       {'notebook': notebook.to_dict(), 'accuracy': default.to_dict()}))
@@ -126,9 +129,8 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
   splits = load_splits(notebook, tokenizer, announce, ['train', 'validation'])
   train, validation = splits['train'], splits['validation']
   padded, bucketed = (
-      TrainBatches(train, notebook.seed,
-                               notebook.global_batch_size, width,
-                               data.max_length)
+      TrainBatches(train, notebook.seed, notebook.global_batch_size,
+                   Reading(data.max_length, width))
       for width in (0, data.bucket_width))
   _save_batches(directory, 'plain', [padded(step) for step in range(steps)])
   epoch = [bucketed(step) for step in range(bucketed.steps_per_epoch)]

@@ -4,7 +4,7 @@ build(recipe, mode, weights, steps_per_epoch) makes the model and its optimizer;
 step(batch) trains on a batch; wait() ends all steps and returns the last one's
 loss; probabilities(reviews) evaluates. The modes are plain, padding is read;
 padded, to 500 tokens but not read; bucketed, not read; and accuracy, the model
-of configs/default.py on buckets.
+of configs/words.py on buckets.
 
 Nothing heavy is imported before a system needs it, so that no one's start and
 memory are charged with another's libraries.
@@ -27,6 +27,7 @@ class FlaxImdb:
 
     from flax_imdb.cluster import devices
     from flax_imdb.inference import evaluate
+    from flax_imdb.data.ngrams import NONE
     from flax_imdb.model import classifier
     from flax_imdb.terminal import CompileClock
     from flax_imdb.train.optimizer import build_optimizer
@@ -41,7 +42,7 @@ class FlaxImdb:
     # One step an epoch: the sums are those of the last step alone.
     self._train_step = make_train_step(config, model, optimizer, 1)
     config.data.bucket_width = bucket_width(recipe, mode)
-    self._logits = evaluate.make_logits(config, model, CompileClock())
+    self._logits = evaluate.make_logits(config, model, NONE, CompileClock())
 
   def step(self, batch: Batch) -> None:
     self._state, self._sums = self._train_step(

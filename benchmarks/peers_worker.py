@@ -40,12 +40,13 @@ def time_to_accuracy(name: str, directory: pathlib.Path, way: str, seed: int,
       loss: of the initial weights on validation, for comparison.
   """
   from flax_imdb.data.batches import TrainBatches
+  from flax_imdb.data.reading import Reading
   from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
   recipe = json.loads((directory / 'recipes.json').read_text())['accuracy']
   recipe['seed'] = seed
   batches = TrainBatches(
       load_reviews(directory, 'train'), seed, recipe['global_batch_size'],
-      recipe['data']['bucket_width'], recipe['data']['max_length'])
+      Reading(recipe['data']['max_length'], recipe['data']['bucket_width']))
   validation = load_reviews(directory, 'validation')
   weights = load_weights(directory, f'accuracy{seed}')
   rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@
   python benchmarks/scaling.py --rounds=2 --only=batch,memory
 
 times the step of configs/notebook.py's model, with padding masked as in
-configs/default.py, on random ids without padding. Each sweep changes one number
+configs/words.py, on random ids without padding. Each sweep changes one number
 of the base point: batch 128, width 32, length 500, 1 layer, 2 CPU devices. The
 points of a sweep are timed by turns, in a new order each round, and a ratio is
 the median over the rounds of the ratios within a round: what else the machine
@@ -80,6 +80,7 @@ def serve() -> None:
 
   from flax_imdb.cluster import devices
   from flax_imdb.data.batches import pad
+  from flax_imdb.data.reading import Reading
   from flax_imdb.data.reviews import Reviews
   from flax_imdb.model import classifier
   from flax_imdb.train.optimizer import build_optimizer
@@ -97,7 +98,7 @@ def serve() -> None:
     reviews = Reviews(
         rng.integers(4, config.data.vocab_size, size * length, np.uint16),
         np.arange(size + 1) * length, rng.integers(0, 2, size, np.int8))
-    batch = pad(reviews, np.arange(size), size, 0, length)
+    batch = pad(reviews, np.arange(size), size, Reading(length))
     model = classifier.build_model(config)
     optimizer = build_optimizer(config, 1)
     train_step = make_train_step(config, model, optimizer, 1)

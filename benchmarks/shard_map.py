@@ -29,7 +29,7 @@ from flax_imdb.config import override, packaged
 
 STEPS = 8
 SIZES = {  # of a batch; the small one has a model of width 8
-    'configs/default.py, 128 x 500': {},
+    'configs/words.py, 128 x 500': {},
     'small, 16 x 20': {'global_batch_size': '16', 'data.max_length': '20',
                        'model.width': '8', 'model.embedding_dim': '8'}}
 
@@ -70,11 +70,12 @@ def compare(fields: dict[str, str], rounds: int) -> str:
   import jax
 
   from flax_imdb.cluster import devices
+  from flax_imdb.data.reading import Share
   from flax_imdb.model import classifier
   from flax_imdb.train import step
   from flax_imdb.train.optimizer import build_optimizer
 
-  config = packaged('default')
+  config = packaged('words')
   for field, text in fields.items():
     override(config, field, text)
   model = classifier.build_model(config)
@@ -88,8 +89,10 @@ def compare(fields: dict[str, str], rounds: int) -> str:
   batch = {'ids': rng.integers(4, config.data.vocab_size, shape, np.int32),
            'lengths': rng.integers(1, shape[1] + 1, shape[0], np.int32),
            'labels': rng.integers(0, 2, shape[0]).astype(np.float32),
-           'weights': np.ones(shape[0], np.float32)}
-  rows = {k: v[devices.own_rows(len(v))] for k, v in batch.items()}
+           'weights': np.ones(shape[0], np.float32),
+           'places': np.arange(shape[0], dtype=np.int32)}
+  own = Share(*devices.share()).rows(config.global_batch_size)
+  rows = {k: v[own] for k, v in batch.items()}
   first = devices.to_host(devices.replicate(
       step.init_state(config, model, optimizer)))
   forms = {  # the step, what it makes of a batch of rows, its state

@@ -51,7 +51,8 @@ def work(words: list[str]) -> None:
       'ids': rng.integers(4, config.data.vocab_size, shape).astype(np.int32),
       'lengths': np.full(shape[0], shape[1], np.int32),
       'labels': rng.integers(0, 2, shape[0]).astype(np.float32),
-      'weights': np.ones(shape[0], np.float32)})
+      'weights': np.ones(shape[0], np.float32),
+      'places': np.arange(shape[0], dtype=np.int32)})
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, 100)
   state = devices.replicate(init_state(config, model, optimizer))

@@ -11,8 +11,8 @@ from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
-  """The default config, so small that it runs without compilation."""
-  config = packaged('default')
+  """configs/words.py, so small that it runs without compilation."""
+  config = packaged('words')
   config.debug = True  # print() and breakpoint() work inside the model
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 1  # passes over 16 reviews

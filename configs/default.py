@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
   """All fields there are; the other configs change some of them."""
   config = ConfigDict()
   config.seed = 0  # of the initial weights, the order of reviews and dropout
-  config.num_epochs = 4  # passes over the training split; 0 only evaluates
-  config.global_batch_size = 128  # reviews a step, over all devices
+  config.num_epochs = 2  # passes over the training split; 0 only evaluates
+  config.global_batch_size = 64  # reviews a step, over all devices
   config.show_examples = 0  # short test reviews to print with their predictions
   config.init_from = ''  # begin with a run directory's or Keras file's weights
   config.debug = False  # no jit, stop at the first NaN, show tracebacks
@@ -23,12 +23,14 @@ def get_config() -> ConfigDict:
   config.optimizer = 'adam'  # rmsprop, adam, adamw or sgd
   config.learning_rate = 5e-3  # the highest of the schedule
   config.schedule = 'cosine'  # constant, or cosine down to 0 at the last step
-  config.warmup_epochs = 0.5  # linear rise from 0, in epochs
+  config.warmup_epochs = 0.3  # linear rise from 0, in epochs
   config.weight_decay = 0.0  # a step's decay of kernels, times learning rate
   config.clip_norm = 1.0  # largest norm of the whole gradient; 0 = no limit
   config.label_smoothing = 0.0  # 0.1 asks for probabilities 0.05 and 0.95
   config.on_nan = 'stop'  # or skip: leave out steps that are not finite
   config.ema_decay = 0.99  # a step's share that averaged weights keep; 0 = off
+  config.adversarial_norm = 1.0  # of what is added to embedded inputs; 0 = off
+  config.adversarial_weight = 1.0  # of the loss with that added
 
   # After each epoch
   config.early_stopping = ConfigDict()
@@ -41,21 +43,32 @@ def get_config() -> ConfigDict:
   config.data.name = 'imdb_reviews'  # or grammar_reviews: no network
   config.data.train_split = 'train'  # tfds split; 'train[:1000]' for a try
   config.data.test_split = 'test'  # tfds split
-  config.data.validation_fraction = 0.1  # the last of the training split; or 0
+  config.data.validation_fraction = 0.1  # of the training split; or 0
+  config.data.validation_by = 'groups'  # that share names; or rows, the last
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
-  config.data.max_length = 500  # tokens; the rest of a review is not read
-  config.data.bucket_width = 64  # tokens; batches are padded to multiples of it
+  config.data.max_length = 1000  # tokens of a review that are read
+  config.data.read = 'first'  # of them; last; or spread: segments over all
+  config.data.segment_length = 100  # tokens read in one; 0 = the whole review
+  config.data.bucket_width = 64  # tokens; whole reviews are padded to multiples
   config.data.word_index = ''  # Keras' imdb_word_index.json gives the ids
+  config.data.bigrams = 200_000  # rows of the embedding of word pairs
+  config.data.log_odds_order = 3  # words of the longest n-gram with log-odds
+  config.data.log_odds_ngrams = 1_000_000  # most of each length that are kept
 
   config.model = ConfigDict()
+  # Words, and for each token what the words before and it make: bigrams, an
+  # embedding of pairs; log_odds, of the classes given 1, 2 and 3 words.
+  config.model.inputs = 'words+bigrams+log_odds'
   config.model.cell = 'lstm'  # or simple_rnn
   config.model.embedding_dim = 32  # features a word
   config.model.width = 32  # units a layer and direction
   config.model.layers = 1  # recurrent layers, one on another
   config.model.bidirectional = True  # read from the end, too
   config.model.pooling = 'max+mean'  # of the states: last, mean, max
-  config.model.hidden_dim = 16  # units of the dense layer before the logit
+  config.model.hidden_dim = 0  # units of a dense layer before the logit; or 0
   config.model.word_dropout = 0.3  # share of words read as unknown
+  config.model.bigram_dropout = 0.5  # share of pairs left out
+  config.model.log_odds_dropout = 0.0  # share of log-odds read as 0
   config.model.embedding_dropout = 0.3  # share of features off for all words
   config.model.pooled_dropout = 0.5  # share of pooled features off
   config.model.mask_padding = True  # False reads padding, as the notebook does

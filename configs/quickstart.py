@@ -13,8 +13,8 @@ from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
-  """The default config, on a small data set that the package generates."""
-  config = packaged('default')
+  """configs/words.py, on a small data set that the package generates."""
+  config = packaged('words')
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 8  # passes over 3,600 reviews
   config.global_batch_size = 64  # reviews a step

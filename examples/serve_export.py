@@ -1,4 +1,4 @@
-"""Classifies reviews with an exported model: jax and tokenizers, nothing else.
+"""Classifies reviews with an exported model: jax, NumPy and tokenizers.
 
   pip install -r examples/requirements.txt
   python examples/serve_export.py runs/default/export < reviews.txt
@@ -18,7 +18,7 @@ import re
 import sys
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from tokenizers import Tokenizer
 
 folder = pathlib.Path(sys.argv[1])
@@ -30,20 +30,98 @@ exported = jax.export.deserialize((folder / 'model.stablehlo').read_bytes())
 options = {'xla_cpu_prefer_vector_width': 512}
 logits = jax.jit(exported.call, compiler_options=(
     options if jax.default_backend() == 'cpu' else None))
+inputs, reading = about['inputs'], about['reading']
+ngrams = (np.load(folder / 'ngrams.npz')
+          if (folder / 'ngrams.npz').exists() else None)
+
+
+def tokens(texts):
+  """The ids of each text, int64 [n]."""
+  if about['unescape']:
+    texts = [entity.sub(lambda e: html.unescape(e[0]), text) for text in texts]
+  return [np.array(row.ids)[:sum(row.attention_mask)]
+          for row in tokenizer.encode_batch(texts)]
+
+
+def place(known, ids, order):
+  """Where the n-gram that ends at each token stands in an array; -1 if not."""
+  keys = np.full(len(ids), order << 60)
+  for back in range(order):
+    keys[back:] |= ids[:len(ids) - back] << 20 * back
+  keys[:order - 1] = -1
+  at = np.searchsorted(known, keys)
+  at[at == len(known)] = 0
+  return np.where(known[at] == keys, at, -1) if len(known) else 0 * keys - 1
+
+
+def read(ids):
+  """What the model reads of a review, by name, a row a token."""
+  found = {'ids': ids}
+  if 'bigrams' in inputs:
+    found['bigrams'] = 1 + place(ngrams['pairs'], ids, 2)
+  if 'log_odds' in inputs:
+    table = np.append(ngrams['log_odds'], [[0]], axis=0).astype('f4')
+    found['log_odds'] = np.concatenate(
+        [table[place(ngrams['keys'], ids, order)]
+         for order in range(1, 1 + about['order'])], axis=-1)
+  return found
+
+
+def spans(n):
+  """Which tokens of n are read: (start, stop) of each segment."""
+  most, length = reading['max_length'], reading['segment_length']
+  whole = n if reading['read'] == 'spread' else min(n, most)
+  first = n - whole if reading['read'] == 'last' else 0
+  if not length:
+    return [(first, first + whole)]
+  count = -(-min(n, most) // length)
+  starts = [first + k * (whole - length) // max(count - 1, 1) if count > 1
+            else first for k in range(count)]
+  return [(start, start + min(whole, length)) for start in starts]
+
+
+def batches(reviews):
+  """As many reviews as one call takes, with the arrays that it takes."""
+  length, rows = reading['segment_length'], about['rows']
+  size = about['segments'] if length else rows
+  i = 0
+  while i < len(reviews):
+    found, parts, first = [], [], i
+    while i < len(reviews) and i - first < rows:
+      cut = spans(len(reviews[i]['ids']))
+      if len(parts) + len(cut) > size:
+        break
+      found.append(range(len(parts), len(parts) + len(cut)))
+      parts += [(reviews[i], *span) for span in cut]
+      i += 1
+    most, bucket = reading['max_length'], reading['bucket_width']
+    longest = max(stop - start for _, start, stop in parts)
+    width = length or min(
+        -(-longest // bucket) * bucket if bucket else most, most)
+    arrays = {name: np.zeros((size, width, *x.shape[1:]), 'f4' if x.dtype.kind
+                             == 'f' else 'i4')
+              for name, x in reviews[0].items()}
+    # What fills up the rows of a call is a token long, as predict's is.
+    arrays['lengths'] = np.full(size, 0 if length else 1, 'i4')
+    for row, (review, start, stop) in enumerate(parts):
+      arrays['lengths'][row] = stop - start
+      for name, x in review.items():
+        arrays[name][row, :stop - start] = x[start:stop]
+    if length:
+      arrays['segments'] = np.full((rows, -(-most // length)), size, 'i4')
+      for row, places in enumerate(found):
+        arrays['segments'][row, :len(places)] = places
+    yield len(found), [arrays[name] for name in inputs]
+
 
 sys.stdin.reconfigure(encoding='utf-8', newline='\n')
 texts = [line.rstrip('\r\n') for line in sys.stdin]
-for start in range(0, len(texts), about['rows']):
-  chunk = texts[start:start + about['rows']]
-  rows = chunk + [''] * (about['rows'] - len(chunk))
-  if about.get('unescape'):  # not in exports of runs made by 0.1
-    rows = [entity.sub(lambda e: html.unescape(e[0]), text) for text in rows]
-  filled = tokenizer.encode_batch(rows)
-  ids = jnp.array([row.ids for row in filled], 'i4')
-  lengths = jnp.array([sum(row.attention_mask) for row in filled], 'i4')
-  for text, z in zip(chunk, logits(ids, lengths).tolist(), strict=False):
-    odds = math.exp(-abs(z))
-    print(json.dumps({
-        'label': about['labels'][z > about['threshold']],
-        'probability': 1 / (1 + odds) if z > 0 else odds / (1 + odds),
-        'text': text}, ensure_ascii=False))
+answers = []
+for count, arrays in batches([read(ids) for ids in tokens(texts)]):
+  answers += logits(*arrays).tolist()[:count]
+for text, z in zip(texts, answers, strict=True):
+  odds = math.exp(-abs(z))
+  print(json.dumps({
+      'label': about['labels'][z > about['threshold']],
+      'probability': 1 / (1 + odds) if z > 0 else odds / (1 + odds),
+      'text': text}, ensure_ascii=False))

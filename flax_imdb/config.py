@@ -53,6 +53,8 @@ _FIELDS = {
     'label_smoothing': _FRACTION,
     'on_nan': _Field(str, ('stop', 'skip')),
     'ema_decay': _FRACTION,
+    'adversarial_norm': _Field(float, least=0, most=1e6),
+    'adversarial_weight': _Field(float, least=0, most=1e6),
     'early_stopping.monitor': _Field(str, ('loss', 'accuracy')),
     'early_stopping.patience': _Field(int, least=0),
     'early_stopping.min_delta': _Field(float, least=0),
@@ -61,18 +63,27 @@ _FIELDS = {
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
     'data.validation_fraction': _FRACTION,
+    'data.validation_by': _Field(str, ('groups', 'rows')),
     'data.vocab_size': _Field(int, least=5, most=1 << 20),
     'data.max_length': _Field(int, least=2, most=1 << 20),
+    'data.read': _Field(str, ('first', 'last', 'spread')),
+    'data.segment_length': _Field(int, least=0, most=1 << 20),
     'data.bucket_width': _Field(int, least=0, most=1 << 20),
     'data.word_index': _TEXT,
+    'data.bigrams': _Field(int, least=1, most=1 << 24),
+    'data.log_odds_order': _Field(int, least=1, most=3),
+    'data.log_odds_ngrams': _Field(int, least=1, most=1 << 24),
+    'model.inputs': _TEXT,  # words, and what is joined to it by +
     'model.cell': _Field(str, ('lstm', 'simple_rnn')),
     'model.embedding_dim': _Field(int, least=1, most=1 << 16),
     'model.width': _Field(int, least=1, most=1 << 13),
     'model.layers': _Field(int, least=1, most=100),
     'model.bidirectional': _BOOL,
     'model.pooling': _TEXT,  # last, mean, max, or some joined by +
-    'model.hidden_dim': _Field(int, least=1, most=1 << 16),
+    'model.hidden_dim': _Field(int, least=0, most=1 << 16),
     'model.word_dropout': _FRACTION,
+    'model.bigram_dropout': _FRACTION,
+    'model.log_odds_dropout': _FRACTION,
     'model.embedding_dropout': _FRACTION,
     'model.pooled_dropout': _FRACTION,
     'model.mask_padding': _BOOL,
@@ -81,7 +92,13 @@ _FIELDS = {
 }
 
 # Fields newer than some run directories: what these were made with.
-_ADDED = {'data.word_index': ''}
+_ADDED = {
+    'data.word_index': '', 'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
+    'data.validation_by': 'rows', 'data.read': 'first',
+    'data.segment_length': 0, 'data.bigrams': 200_000,
+    'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
+    'model.inputs': 'words', 'model.bigram_dropout': 0.5,
+    'model.log_odds_dropout': 0.0}
 
 
 def _find(path: str, *parents: pathlib.Path) -> pathlib.Path:
@@ -158,6 +175,19 @@ def check_fields(config: ConfigDict) -> None:
   if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
     raise UserError(f'config.model.pooling={config.model.pooling}: choose last,'
                     ' mean, max, or some joined as in max+mean')
+  inputs = config.model.inputs.split('+')
+  if (inputs[0] != 'words' or not set(inputs[1:]) <= {'bigrams', 'log_odds'}
+      or len(set(inputs)) < len(inputs)):
+    raise UserError(f'config.model.inputs={config.model.inputs:.40}: choose '
+                    'words, or words+bigrams, words+log_odds or '
+                    'words+bigrams+log_odds')
+  if config.data.read == 'spread' and not config.data.segment_length:
+    raise UserError('config.data.read=spread is of segments: give '
+                    '--config.data.segment_length=100 as well')
+  if config.data.segment_length and not config.model.mask_padding:
+    raise UserError(
+        'config.model.mask_padding=False reads a whole review in one: give '
+        '--config.data.segment_length=0 as well')
   if config.early_stopping.patience and not config.data.validation_fraction:
     raise UserError(
         'config.data.validation_fraction=0 leaves no score to stop early by: '

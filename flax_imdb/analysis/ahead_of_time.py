@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.cluster.devices import AXIS
+from flax_imdb.data.batches import shapes
 from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
@@ -161,11 +162,12 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   mesh = sharding.Mesh(np.array(devices), (AXIS,))
   whole, split = (sharding.NamedSharding(mesh, sharding.PartitionSpec(*axes))
                   for axes in ((), (AXIS,)))
-  arrays = (('ids', 'i4', config.data.max_length), ('lengths', 'i4'),
-            ('labels', 'f4'), ('weights', 'f4'))
   batch = {name: jax.ShapeDtypeStruct(
-      (len(devices), rows, *width), dtype, sharding=split)
-           for name, dtype, *width in arrays}
+      (len(devices), *shape), dtype, sharding=split)
+           for name, (shape, dtype) in shapes(
+               config, rows, len(devices)).items()}
+  if not training:
+    batch = {k: batch[k] for k in classifier.INPUTS if k in batch}
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
   with jax.disable_jit(False):  # config.debug may have turned jit off

@@ -17,8 +17,10 @@ import numpy as np
 
 from flax_imdb.checkpoint import run
 from flax_imdb.data.batches import pad
+from flax_imdb.data.reading import Batch, Reading
 from flax_imdb.data.reviews import Reviews, load_splits
 from flax_imdb.errors import UserError
+from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.storage import files
 
@@ -31,19 +33,19 @@ Norms = dict[str, np.ndarray]
 
 
 def gradient_norms(model: classifier.SentimentClassifier, params: Any,
-                   ids: np.ndarray) -> Norms:
+                   batch: Batch) -> Norms:
   """Norms of the gradient of the logit, by the distance from the end.
 
-  Of the model's first forward layer. `ids` are int32 [n, T], without padding.
+  Of the model's first forward layer. The batch is one of `evaluate.inputs`, of
+  n reviews of T tokens, without padding.
 
   Returns for 'h' hidden state, 'c' cell state (an LSTM's) and 'x' embedded
   input float64 [T, n], row k the norm at step T - 1 - k: lag k from the last
   step. A state's gradient is the total one, through all later steps; that of
   the last cell state is 0, for no later step reads it.
   """
-  lengths = np.full(len(ids), ids.shape[1], np.int32)
   # A change of nothing, added at every step; its gradient is the state's.
-  shapes = jax.eval_shape(model.init, jax.random.key(0), ids, lengths)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), **batch)
   nothing = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), shapes['perturbations'])
 
@@ -51,7 +53,7 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
   def gradient(params, nothing):
     def logits(nothing):
       return jnp.sum(model.apply(  # type: ignore[arg-type]
-          {'params': params, 'perturbations': nothing}, ids, lengths))
+          {'params': params, 'perturbations': nothing}, **batch))
     return jax.grad(logits)(nothing)
 
   found = gradient(params, nothing)
@@ -62,16 +64,16 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
           for place in _PLACES if place in found}
 
 
-def long_reviews(config: ConfigDict, reviews: Reviews) -> np.ndarray:
-  """Token ids int32 [n, T] of the first 256 long reviews, cut to T tokens.
+def long_reviews(config: ConfigDict, reviews: Reviews) -> Batch:
+  """The first 256 long reviews, cut to T tokens, as of `evaluate.inputs`.
 
-  T is `LENGTH`, or config.data.max_length if less. UserError without any.
+  T is `LENGTH`, or what the model reads in one if less. UserError without any.
   """
-  length = min(LENGTH, config.data.max_length)
+  length = min(LENGTH, config.data.segment_length or config.data.max_length)
   rows = np.flatnonzero(reviews.lengths(length) == length)[:_MOST_REVIEWS]
   if not len(rows):
     raise UserError(f'no validation review has {length} tokens to report on')
-  return pad(reviews, rows, len(rows), 0, length)['ids']
+  return evaluate.inputs(pad(reviews, rows, len(rows), Reading(length)))
 
 
 def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
@@ -86,13 +88,15 @@ def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
     config = restored.config
     reviews = load_splits(config, restored.tokenizer, announce,
                           ['validation'])['validation']
-    ids = long_reviews(config, reviews)
+    batch = long_reviews(config, restored.ngrams.annotate(reviews))
     initial = run.initial_params(config, restored.model)
     name = pathlib.Path(workdir).name
     for when, params in (('before', initial), ('after', restored.params)):
       params = jax.device_put(params, jax.local_devices()[0])
-      measured.append((name, when, gradient_norms(restored.model, params, ids)))
-    announce(f'{name}: gradients at {ids.shape[1]} lags of {len(ids)} reviews, '
+      measured.append((name, when, gradient_norms(
+          restored.model, params, batch)))
+    announce(f'{name}: gradients at {batch["ids"].shape[1]} lags of '
+             f'{len(batch["ids"])} reviews, '
              f'before training and at step {restored.step}')
   folder = files.as_path(workdirs[0]) / 'report'
   files.write(folder / 'gradient.csv', _csv(measured))

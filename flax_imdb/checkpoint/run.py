@@ -1,6 +1,6 @@
 """A run directory: what it holds, and how it is opened again.
 
-config.json  tokenizer.json  checkpoints/  damaged/  metrics.jsonl
+config.json  tokenizer.json  ngrams.npz  checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  summary.json  export/  report/
 """
 
@@ -20,6 +20,8 @@ from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import differences, read_config, write_config
+from flax_imdb.data import ngrams
+from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
 from flax_imdb.errors import TransientError, UserError
 from flax_imdb.model import classifier, keras_weights
@@ -32,6 +34,7 @@ class Run:
   """A finished or interrupted run with what it was trained with."""
   config: ConfigDict
   tokenizer: Tokenizer
+  ngrams: Ngrams
   model: classifier.SentimentClassifier
   params: Params  # to evaluate with, replicated
   step: int  # after which they were so
@@ -116,7 +119,7 @@ def _check_writable(workdir: str) -> None:
 
 
 def begin_directory(workdir: str, config: ConfigDict,
-                    tokenizer: Tokenizer) -> None:
+                    tokenizer: Tokenizer, known: Ngrams) -> None:
   """Makes a run directory, or notes what `check_directory` lets change in one.
 
   Not before the data and what it begins with are there: a misspelt split must
@@ -138,6 +141,8 @@ def begin_directory(workdir: str, config: ConfigDict,
       write_config(config, path / 'config.json')
     return
   save_tokenizer(tokenizer, path / 'tokenizer.json')
+  if config.model.inputs != 'words':
+    ngrams.save(known, path / 'ngrams.npz')
   write_config(config, path / 'config.json')
 
 
@@ -177,7 +182,8 @@ def restore(workdir: str, which: str | None) -> Run:
       return step
     step, params = restore_eval_params(checkpoints, choose, config, model)
   tokenizer = load_tokenizer(path / 'tokenizer.json', config.data.vocab_size)
-  return Run(config, tokenizer, model, params, step)
+  known = ngrams.load(path / 'ngrams.npz', config)
+  return Run(config, tokenizer, known, model, params, step)
 
 
 def restore_eval_params(
@@ -189,8 +195,9 @@ def restore_eval_params(
   """
   shapes = classifier.param_shapes(model)
   step, items = checkpoints.restore_chosen(choose, {'model': {
-      'params': shapes, 'ema': shapes if config.ema_decay else {}}})
-  return step, items['model']['ema'] or items['model']['params']
+      'params': shapes,
+      'ema': classifier.averaged(shapes) if config.ema_decay else {}}})
+  return step, items['model']['params'] | items['model']['ema']
 
 
 def initial_params(

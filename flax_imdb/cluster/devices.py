@@ -19,6 +19,7 @@ from flax_imdb.cluster import processes
 from flax_imdb.errors import UserError
 
 AXIS = 'batch'
+_WHOLE = {'bigram_rows'}  # that all devices need of a batch
 VOTES = 'votes'  # of the processes that want to stop, see `preemption.Stop`
 
 
@@ -73,14 +74,15 @@ def to_host(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data), tree)
 
 
-def own_rows(global_batch_size: int) -> slice:
-  """The rows of a batch that the devices of this process work on."""
-  n = global_batch_size // processes.count()
-  return slice(processes.index() * n, (processes.index() + 1) * n)
+def share() -> tuple[int, slice]:
+  """The number of devices of all processes, and those of this one."""
+  own = len(_devices())
+  first = processes.index() * own
+  return _count(), slice(first, first + own)
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-  """The `own_rows` of all processes, joined along the last axis; [..., B]."""
+  """The rows of the `share` of each process, joined along the last axis."""
   if processes.count() == 1:
     return rows
   processes.report_alive()
@@ -89,9 +91,13 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Splits rows among the D local devices: [B, ...] to [D, B/D, ...]."""
+  """Splits rows among the D local devices: [B, ...] to [D, B/D, ...].
+
+  An array of `_WHOLE` goes to each, [R, ...] to [D, R, ...].
+  """
   n = len(_devices())
-  return {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+  return {k: np.broadcast_to(v, (n, *v.shape)) if k in _WHOLE else
+          v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
 
 
 def data_parallel(step: Callable[[Any, Any, Callable], tuple[Any, Any]],
@@ -146,16 +152,6 @@ def _sum_over_devices(tree: Any) -> Any:
   # One vector is one all-reduce; over gloo a tree costs one round trip a leaf.
   vector, unravel = ravel_pytree(tree)
   return unravel(jax.lax.psum(vector, AXIS))
-
-
-def row_keys(key: jax.Array, rows: int) -> jax.Array:
-  """One PRNG key for each of this device's rows, inside a step.
-
-  Of its place in the global batch: dropout is the same on any devices.
-  """
-  device = 0 if _debugging() else jax.lax.axis_index(AXIS)
-  place = device * rows + jax.numpy.arange(rows)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
 
 
 def _only_shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

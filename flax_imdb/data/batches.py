@@ -1,24 +1,24 @@
 """(seed, step) -> batch: which reviews, in which order, padded how far.
 
 There is no iterator and so no iterator state: step 1,234 of a resumed run
-reads what step 1,234 of the undisturbed run read.
+reads what step 1,234 of the undisturbed run read. `segments` has what is
+different where a review is read in parts.
 """
 
 from collections.abc import Iterator
 import dataclasses
 import functools
 
+from ml_collections import ConfigDict
 import numpy as np
 
+from flax_imdb.data import segments
+from flax_imdb.data.reading import Batch, Reading, Share, gather
 from flax_imdb.data.reviews import Reviews
-from flax_imdb.data.tokenizer import PADDING_ID
 
 # Reviews of similar length share a batch, chosen among this many batches: more
 # would pad less (64: 3 % of the positions instead of 5 %) and mix less.
 WINDOW = 16
-
-Batch = dict[str, np.ndarray]
-
 
 def padded_length(length: int, bucket_width: int, max_length: int) -> int:
   """The padded width of a batch whose longest review has `length` tokens.
@@ -30,35 +30,32 @@ def padded_length(length: int, bucket_width: int, max_length: int) -> int:
   return min(-(-length // bucket_width) * bucket_width, max_length)
 
 
-def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, bucket_width: int,
-        max_length: int, part: slice = slice(None)) -> Batch:
-  """Makes one batch of some reviews of a split.
+def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, reading: Reading,
+        share: Share = Share()) -> Batch:
+  """Makes one batch of some reviews of a split, each read in one.
 
   Args:
     reviews: the split.
     rows: int [m] indices of reviews, 1 <= m <= batch_size.
     batch_size: B; the rows past m repeat the first review with weight 0.
-    bucket_width: see `padded_length`.
-    max_length: reviews are cut to their first max_length tokens.
-    part: the rows to return, as wide as the whole batch.
+    reading: how far they are read and padded.
+    share: the rows to return, as wide as the whole batch.
 
   Returns ids int32 [B, T], lengths int32 [B], labels float32 [B], weights
-  float32 [B]; T is the bucket of the longest of these reviews.
+  float32 [B], places int32 [B], of the rows; T is the bucket of the longest of
+  these reviews. And of `reviews.features` what `gather` makes of them.
   """
   weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
   rows = np.concatenate(
       [rows, np.full(batch_size - len(rows), rows[0], rows.dtype)])
-  starts = reviews.offsets[rows]
-  lengths = np.minimum(reviews.offsets[rows + 1] - starts, max_length)
-  width = padded_length(int(lengths.max()), bucket_width, max_length)
-  rows, starts, lengths, weights = (
-      x[part] for x in (rows, starts, lengths, weights))
-  place = np.arange(width)
-  inside = place < lengths[:, None]  # [B, T]
-  ids = reviews.ids[np.where(inside, starts[:, None] + place, 0)]
-  return {'ids': np.where(inside, ids, PADDING_ID).astype(np.int32),
-          'lengths': lengths.astype(np.int32), 'weights': weights,
-          'labels': reviews.labels[rows].astype(np.float32)}
+  starts, lengths = reading.spans(reviews, rows)
+  width = padded_length(
+      int(lengths.max()), reading.bucket_width, reading.max_length)
+  part = share.rows(batch_size)
+  return gather(reviews, starts, lengths, width, part) | {
+      'weights': weights[part],
+      'labels': reviews.labels[rows[part]].astype(np.float32),
+      'places': np.arange(batch_size, dtype=np.int32)[part]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +69,8 @@ class TrainBatches:
   reviews: Reviews
   seed: int
   batch_size: int
-  bucket_width: int
-  max_length: int
-  part: slice = dataclasses.field(default_factory=lambda: slice(None))
+  reading: Reading
+  share: Share = Share()
 
   @property
   def steps_per_epoch(self) -> int:
@@ -87,19 +83,34 @@ class TrainBatches:
     return _epoch(self, epoch)[i]
 
   def __call__(self, step: int) -> Batch:
-    """The batch of step 0, 1, 2, ... of the run, as `pad` returns it."""
-    return pad(self.reviews, self.rows(step), self.batch_size,
-               self.bucket_width, self.max_length, self.part)
+    """The batch of step 0, 1, 2, ... of the run, as `pad` returns it.
+
+    Or as `segments.pad`, where reviews are read in segments.
+    """
+    rows = self.rows(step)
+    if not self.reading.segment_length:
+      return pad(self.reviews, rows, self.batch_size, self.reading, self.share)
+    return segments.pad(self.reviews, rows, self.batch_size,
+                        _plan(self).segments_a_device, self.reading, self.share)
+
+
+@functools.lru_cache(maxsize=1)
+def _plan(batches: TrainBatches) -> segments.Plan:
+  return segments.plan(
+      segments.counts(batches.reviews, batches.reading), batches.batch_size,
+      batches.share.devices)
 
 
 @functools.lru_cache(maxsize=1)
 def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
   rng = np.random.default_rng([batches.seed, epoch])
+  if batches.reading.segment_length:
+    return _plan(batches).epoch(rng)
   order = rng.permutation(len(batches.reviews))
   size = batches.batch_size
-  if not batches.bucket_width:
+  if not batches.reading.bucket_width:
     return [order[i:i + size] for i in range(0, len(order), size)]
-  lengths = batches.reviews.lengths(batches.max_length)
+  lengths = batches.reviews.lengths(batches.reading.max_length)
   rows = []
   for start in range(0, len(order), size * WINDOW):
     window = order[start:start + size * WINDOW]
@@ -109,14 +120,42 @@ def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
 
 
 def eval_batches(
-    reviews: Reviews, batch_size: int, bucket_width: int, max_length: int,
-    part: slice = slice(None)) -> Iterator[tuple[np.ndarray, Batch]]:
-  """Every review once, the shortest first; the arguments are those of `pad`.
+    reviews: Reviews, batch_size: int, reading: Reading,
+    share: Share = Share()) -> Iterator[tuple[np.ndarray, Batch]]:
+  """Every review once; the arguments are those of `pad`.
 
-  Yields (rows, batch): int [m], the reviews in the batch's first m rows, and
-  what `pad` returns for them.
+  Yields (rows, batch): int [B], the review in each row of the whole batch, or
+  -1, and what `pad` returns for them, or `segments.pad`. Whole reviews come the
+  shortest first.
   """
-  order = np.argsort(reviews.lengths(max_length), kind='stable')
+  if reading.segment_length:
+    yield from segments.eval_batches(reviews, batch_size, reading, share)
+    return
+  order = np.argsort(reviews.lengths(reading.max_length), kind='stable')
   for start in range(0, len(order), batch_size):
     rows = order[start:start + batch_size]
-    yield rows, pad(reviews, rows, batch_size, bucket_width, max_length, part)
+    batch = pad(reviews, rows, batch_size, reading, share)
+    yield np.pad(rows, (0, batch_size - len(rows)), constant_values=-1), batch
+
+
+def shapes(config: ConfigDict, rows: int,
+           devices: int) -> dict[str, tuple[tuple[int, ...], str]]:
+  """Shape and dtype of each array of a batch for one of so many devices.
+
+  With `rows` reviews a device, as wide as can be; in segments with as many of
+  these as evaluation has, for those that training has depend on the reviews.
+  """
+  reading, inputs = Reading.of(config.data), config.model.inputs.split('+')
+  size, width = rows, reading.max_length
+  found = {name: ((rows,), dtype) for name, dtype in (
+      ('labels', 'float32'), ('weights', 'float32'), ('places', 'int32'))}
+  if reading.segment_length:
+    size, width = segments.eval_size(rows, reading), reading.segment_length
+    found['segments'] = (rows, segments.most_segments(reading)), 'int32'
+  if 'bigrams' in inputs:
+    found['bigrams'] = (size, width), 'int32'
+    found['bigram_rows'] = (devices * size * width,), 'int32'
+  if 'log_odds' in inputs:
+    found['log_odds'] = (size, width, config.data.log_odds_order), 'float32'
+  return found | {
+      'ids': ((size, width), 'int32'), 'lengths': ((size,), 'int32')}

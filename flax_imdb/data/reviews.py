@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import processes
-from flax_imdb.data import sources
+from flax_imdb.data import groups, sources
 from flax_imdb.data.tokenizer import (
   VERSION,
   encode,
@@ -41,15 +41,23 @@ class Reviews:
   ids: np.ndarray  # unsigned [tokens of all reviews]
   offsets: np.ndarray  # int64 [n + 1]
   labels: np.ndarray  # int8 [n], 1 positive, 0 negative
+  # What `ngrams` adds, an array a token: bigrams int32 [tokens], the row of an
+  # embedding of word pairs; log_odds float32 [tokens, features].
+  features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, rows: slice) -> 'Reviews':
-    """The reviews of a contiguous slice; a view, nothing is copied."""
-    start, stop, _ = rows.indices(len(self))
-    return Reviews(
-        self.ids, self.offsets[start:stop + 1], self.labels[start:stop])
+  def __getitem__(self, rows: slice | np.ndarray) -> 'Reviews':
+    """A copy of some reviews; `rows` are a slice or int [m]."""
+    if isinstance(rows, slice):
+      rows = np.arange(*rows.indices(len(self)))
+    starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    # Of each token kept: its place in its review, and where that began.
+    place = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Reviews(self.ids[place], offsets, self.labels[rows],
+                   {k: v[place] for k, v in self.features.items()})
 
   def lengths(self, max_length: int) -> np.ndarray:
     """int64 [n] tokens of each review once cut at `max_length`."""
@@ -85,7 +93,8 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     fingerprint = sources.prepare(data.name, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
-        data.validation_fraction, data.vocab_size, VERSION)
+        data.validation_fraction, data.validation_by, data.vocab_size,
+        groups.VERSION, VERSION)
     if path.exists():
       try:
         return load_tokenizer(path, data.vocab_size)
@@ -93,14 +102,14 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
         announce(f'{e}; making it again')
     start = time.perf_counter()
     texts, labels = sources.read_texts(data.name, data.train_split)
-    train, _ = _divide(len(labels), data.validation_fraction)
+    train, _ = _divide(data, fingerprint, len(labels), announce, lambda: texts)
     tokenizer, rows = fit_and_encode(texts, train, data.vocab_size)
     save_tokenizer(tokenizer, path)
     # For `load_splits`, so that these texts are read once.
     ids_path = _ids_path(data.name, fingerprint, tokenizer, data.train_split)
-    _write(ids_path, _ragged(tokenizer, rows, labels))
+    _write_reviews(ids_path, _ragged(tokenizer, rows, labels))
     announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
-             f'{train.stop:,} reviews and encoded {len(rows):,} in '
+             f'{len(train):,} reviews and encoded {len(rows):,} in '
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
     return tokenizer
 
@@ -109,8 +118,9 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
                 splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
   """Reads the splits that are asked for, some of `SPLITS`; each file once.
 
-  Validation is the last part of the training reviews in tfds' order, which tfds
-  has shuffled once and for all. `announce` as in `training_tokenizer`. Raises
+  Validation is a part of the training reviews: whole groups as `groups` has
+  them, or the last in tfds' order, which tfds has shuffled once and for all.
+  `announce` as in `training_tokenizer`. Raises
   UserError if the data can't be had, or a split is empty.
   """
   with processes.one_at_a_time():
@@ -121,7 +131,9 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
     found = {}
     if {'train', 'validation'} & {*splits}:
       reviews = encoded(data.train_split)
-      train, validation = _divide(len(reviews), data.validation_fraction)
+      train, validation = _divide(
+          data, fingerprint, len(reviews), announce,
+          lambda: sources.read_texts(data.name, data.train_split)[0])
       found = {'train': reviews[train], 'validation': reviews[validation]}
     if 'test' in splits:
       found['test'] = encoded(data.test_split)
@@ -141,10 +153,33 @@ def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
   return digest.hexdigest()
 
 
-def _divide(n: int, validation_fraction: float) -> tuple[slice, slice]:
-  """The slices of n training rows that train and that validate."""
-  train = n - round(n * validation_fraction)
-  return slice(0, train), slice(train, n)
+def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
+            texts: Callable[[], Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+  """The rows, of n, that train and that validate, ascending; from the cache.
+
+  `texts` are those of data.train_split, which take a while to read.
+  """
+  count = round(n * data.validation_fraction)
+  if data.validation_by == 'rows' or not count:
+    return np.arange(n - count), np.arange(n - count, n)
+  path = _cache_path(f'{data.name}-validation', '.npz', fingerprint,
+                     data.train_split, data.validation_fraction, groups.VERSION)
+  try:
+    validates = npz.read_arrays(path, 2 * n + 1024)['validates']
+    if validates.shape == (n,) and validates.sum() == count:
+      return np.flatnonzero(validates == 0), np.flatnonzero(validates)
+    announce(f'{path} is damaged (not {count} of {n}); making it again')
+  except FileNotFoundError:
+    pass
+  except npz.ERRORS as e:
+    announce(f'{path} is damaged ({e}); making it again')
+  start = time.perf_counter()
+  validates = groups.validation_rows(
+      texts(), data.validation_fraction).astype(np.uint8)
+  _write(path, validates=validates)
+  announce(f'grouped {n:,} reviews by the names in them in '
+           f'{time.perf_counter() - start:.1f} s')
+  return np.flatnonzero(validates == 0), np.flatnonzero(validates)
 
 
 def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
@@ -163,16 +198,19 @@ def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
   start = time.perf_counter()
   texts, labels = sources.read_texts(name, tfds_split)
   reviews = encode_reviews(tokenizer, texts, labels)
-  _write(path, reviews)
+  _write_reviews(path, reviews)
   announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
            f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
   return reviews
 
 
-def _write(path: pathlib.Path, reviews: Reviews) -> None:
+def _write_reviews(path: pathlib.Path, reviews: Reviews) -> None:
+  _write(path, ids=reviews.ids, offsets=reviews.offsets, labels=reviews.labels)
+
+
+def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
   content = io.BytesIO()
-  np.savez(content, ids=reviews.ids, offsets=reviews.offsets,
-           labels=reviews.labels)
+  np.savez(content, **arrays)
   files.write(path, content.getvalue())
 
 

@@ -127,13 +127,14 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   kept, each character of a script without spaces a word, words of equal
   frequency in alphabetical order.
   """
-  return fit_and_encode(list(texts), slice(None), vocab_size)[0]
+  texts = list(texts)
+  return fit_and_encode(texts, range(len(texts)), vocab_size)[0]
 
 
 def fit_and_encode(
-    texts: Sequence[str], train: slice,
+    texts: Sequence[str], train: Sequence[int] | np.ndarray,
     vocab_size: int) -> tuple[Tokenizer, list[np.ndarray]]:
-  """Fits to texts[train] and encodes all texts, each of which is read once.
+  """Fits to the texts of these rows and encodes all texts, each of which is read once.
 
   Returns what `fit_tokenizer` and then `encode` would.
   """
@@ -144,7 +145,7 @@ def fit_and_encode(
       _SPECIAL[START_ID], *_words(text)]), np.int32) for text in texts]
   words = list(numbers)
   counts = np.bincount(
-      np.concatenate([np.zeros(0, np.int32), *rows[train]]),
+      np.concatenate([np.zeros(0, np.int32), *(rows[i] for i in train)]),
       minlength=len(words))
   learned = sorted(np.flatnonzero(counts[1:]) + 1,
                    key=lambda i: (-counts[i], words[i]))

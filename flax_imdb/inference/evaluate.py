@@ -10,6 +10,8 @@ import numpy as np
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.data.batches import eval_batches
+from flax_imdb.data.ngrams import Ngrams
+from flax_imdb.data.reading import Batch, Reading, Share
 from flax_imdb.data.reviews import Reviews, data_sha256, load_splits
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock
@@ -17,38 +19,46 @@ from flax_imdb.terminal import CompileClock
 Logits = Callable[[Any, Reviews], np.ndarray]
 
 
+def inputs(batch: Batch) -> Batch:
+  """What a model reads of a batch of `pad`: rows of its whole table."""
+  found = {k: batch[k] for k in classifier.INPUTS if k in batch}
+  if 'bigrams' in found:
+    found['bigrams'] = batch['bigram_rows'][batch['bigrams']]
+  return found
+
+
 def make_forward(model: classifier.SentimentClassifier,
                  others: Sequence[jax.Device] | None = None) -> Callable:
   """Makes forward(params, batch) -> float32 [devices, rows] logits.
 
-  The batch holds ids and lengths, after `devices.shard`; `others` are devices
+  The batch has those of `classifier.INPUTS` that the model reads, after
+  `devices.shard`; `others` are devices
   as in `devices.data_parallel`.
   """
   def apply(params, batch):
-    return model.apply({'params': params}, batch['ids'], batch['lengths'])
+    return model.apply({'params': params}, **batch)
   return devices.data_parallel_forward(apply, others)
 
 
 def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
-                compiled: CompileClock) -> Logits:
+                ngrams: Ngrams, compiled: CompileClock) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
-  `params` are replicated. Each review goes through the model once; its logit
+  `params` are replicated; reviews need no features, `ngrams` gives them. Each review goes through the model once; its logit
   does not depend on the number of devices, nor, as long as padding is masked,
   on its batch. Each process works on its own rows, and all get all logits.
   """
   forward = compiled.wrap(make_forward(model))
+  reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
     computed: list[Any] = []
     for rows, batch in eval_batches(
-        reviews, batch_size, config.data.bucket_width, config.data.max_length,
-        devices.own_rows(batch_size)):
-      batch = {k: batch[k] for k in ('ids', 'lengths')}
+        ngrams.annotate(reviews), batch_size, reading, Share(*devices.share())):
       processes.report_alive('evaluate')
-      computed.append(forward(params, devices.shard(batch)))
+      computed.append(forward(params, devices.shard(inputs(batch))))
       if places:  # waits for the batch before: the devices work on this one
         computed[-2] = np.ravel(computed[-2])
       places.append(rows)
@@ -56,7 +66,7 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
         np.array([np.ravel(x) for x in computed]))
     result = np.empty(len(reviews), np.float32)
     for rows, values in zip(places, everywhere, strict=True):
-      result[rows] = values[:len(rows)]
+      result[rows[rows >= 0]] = values[rows >= 0]
     return result
 
   return logits
@@ -100,7 +110,8 @@ def evaluate_run(workdir: str, which: str | None, split: str,
   processes.check_same(
       'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
   compiled = CompileClock(lambda: processes.report_alive('compile'))
-  logits = make_logits(restored.config, restored.model, compiled)
+  logits = make_logits(
+      restored.config, restored.model, restored.ngrams, compiled)
   result = score(logits(restored.params, reviews), reviews.labels)
   announce(f'step {restored.step}{compiled.take()}')
   announce(score_text(split, result))

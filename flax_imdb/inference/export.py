@@ -1,5 +1,6 @@
 """A run directory to what other programs read."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices
+from flax_imdb.data import ngrams, segments
+from flax_imdb.data.batches import shapes
+from flax_imdb.data.reading import Reading
 from flax_imdb.data.reviews import LABELS
 from flax_imdb.data.tokenizer import PADDING_ID, unescapes
 from flax_imdb.errors import UserError
@@ -24,47 +28,74 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   """Writes a directory that needs neither this package nor Flax.
 
   In it are model.stablehlo, the bytes of `program`; tokenizer.json, of
-  `serving_tokenizer`; and model.json: labels, and the threshold over which a
-  logit means the second of them; rows, the reviews of one call with which
-  predict computes on a device of this machine; step, of the parameters;
-  unescape, whether HTML's entities are to be read before the tokenizer, as
-  examples/serve_export.py does.
+  `serving_tokenizer`; ngrams.npz, as of the run, if the model reads these; and
+  model.json: labels, and the threshold over which a logit means the second of
+  them; rows, the reviews of one call with which predict computes on a device of
+  this machine; inputs, the arguments of the program; reading, how reviews are
+  cut, and segments, the places for these in one call, if they are; order, the
+  words of the longest n-gram; step, of the
+  parameters; unescape, whether HTML's entities are to be read before the
+  tokenizer. examples/serve_export.py does all that.
 
   It becomes export/ of the run directory. Returns one line that says what was
   written. `which` and errors as of `run.restore`, and of `files.write`.
   """
   restored = run.restore(workdir, which)
   config, folder = restored.config, files.as_path(workdir) / 'export'
+  rows = (devices.fill_up(config.global_batch_size)
+          // jax.local_device_count())
+  reading = Reading.of(config.data)
   about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
-           'rows': devices.fill_up(config.global_batch_size)
-           // jax.local_device_count(),
+           'rows': rows, 'inputs': _inputs(config),
+           'reading': dataclasses.asdict(reading),
            'unescape': unescapes(restored.tokenizer)}
+  if reading.segment_length:
+    about['segments'] = segments.eval_size(rows, reading)
+  if config.model.inputs != 'words':
+    about['order'] = config.data.log_odds_order
+    ngrams.save(restored.ngrams, folder / 'ngrams.npz')
   files.write(folder / 'tokenizer.json',
               serving_tokenizer(restored.tokenizer, config))
   files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')
   files.write(folder / 'model.stablehlo', program(
-      restored.model, devices.to_host(restored.params)))
+      config, restored.model, devices.to_host(restored.params)))
   return f'wrote step {restored.step} to {folder}'
 
 
-def program(model: classifier.SentimentClassifier, params: Any) -> bytes:
-  """Serialises logits(ids, lengths), for any B, T and any of `PLATFORMS`.
+def _inputs(config: ConfigDict) -> list[str]:
+  found = shapes(config, 1, 1)
+  return [name for name in classifier.INPUTS if name in found]
+
+
+def program(config: ConfigDict, model: classifier.SentimentClassifier,
+            params: Any) -> bytes:
+  """Serialises logits(*inputs), for any numbers of rows and `PLATFORMS`.
 
   `params` are NumPy arrays, which become part of the program. What this returns
   `jax.export.deserialize` reads: XLA's operations, no pickle. Its `call` takes
-  int32 ids [B, T] and lengths [B] as the model does, and returns float32 [B].
+  those of `classifier.INPUTS` that the model reads, in that order and as it
+  does, and returns float32 [B].
   """
-  def logits(ids, lengths):
+  names = _inputs(config)
+
+  def logits(*inputs):
     # XLA would work on constants ahead of time, and round otherwise than it
     # does where the parameters are arguments.
     variables = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, params))
-    return model.apply({'params': variables}, ids, lengths)
+    return model.apply(
+        {'params': variables}, **dict(zip(names, inputs, strict=True)))
 
-  rows, width = export.symbolic_shape('rows, width')
+  scope = export.SymbolicScope()
+  def dims(text):
+    return export.symbolic_shape(text, scope=scope)
+  axes = {'ids': 'rows, width', 'lengths': 'rows', 'segments': 'reviews, most',
+          'bigrams': 'rows, width',
+          'log_odds': f'rows, width, {config.data.log_odds_order}'}
+  found = shapes(config, 1, 1)
   with jax.disable_jit(False):  # config.debug may have turned jit off
     exported = export.export(jax.jit(logits), platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((rows, width), 'i4'),
-        jax.ShapeDtypeStruct((rows,), 'i4'))
+        *(jax.ShapeDtypeStruct(dims(axes[name]), found[name][1])
+          for name in names))
   return bytes(exported.serialize())
 
 
@@ -72,10 +103,13 @@ def serving_tokenizer(tokenizer: Tokenizer, config: ConfigDict) -> str:
   """The tokenizer as JSON, with what `batches` does to ids as part of it.
 
   `encode_batch` then cuts reviews at data.max_length and pads them to the
-  longest, rounded up to data.bucket_width, or to data.max_length without.
+  longest, rounded up to data.bucket_width, or to data.max_length without. Not
+  where reviews are read in segments, or their last tokens are.
   """
   copy = Tokenizer.from_str(tokenizer.to_str())
   data = config.data
+  if data.segment_length or data.read == 'last':
+    return copy.to_str(pretty=True)
   copy.enable_truncation(data.max_length)
   copy.enable_padding(
       pad_id=PADDING_ID, pad_token='[PAD]',
@@ -91,9 +125,11 @@ def export_keras(workdir: str, which: str | None) -> str:
   can't be opened, or Keras' model can't be like it.
   """
   restored = run.restore(workdir, which)
-  if restored.config.model.pooling != 'last':
-    raise UserError('Keras has no place for this model: it needs '
-                    'config.model.pooling=last, as in configs/notebook.py')
+  config = restored.config
+  if config.model.pooling != 'last' or config.data.segment_length:
+    raise UserError(
+        'Keras has no place for this model: it needs config.model.pooling=last '
+        'and config.data.segment_length=0, as in configs/notebook.py')
   path = files.as_path(workdir) / 'keras.npz'
   keras_weights.write_weights(path, devices.to_host(restored.params))
   return f'wrote step {restored.step} to {path}'

@@ -33,7 +33,8 @@ def predict_run(workdir: str, which: str | None, texts: Sequence[str],
   `which` and errors as of `run.restore`, and of `files.writing`.
   """
   found = run.restore(workdir, which)
-  logits = evaluate.make_logits(found.config, found.model, CompileClock())
+  logits = evaluate.make_logits(
+      found.config, found.model, found.ngrams, CompileClock())
   for part in _parts(texts):
     for prediction in predict(logits, found.params, found.tokenizer, part):
       with files.writing('standard output'):

@@ -1,6 +1,7 @@
 """The classifier: Embed -> recurrent layers -> pooling -> Dense -> logit.
 
-Shapes: B reviews, T tokens (padding included), E embedding_dim, H width.
+Shapes: B reviews, S segments of reviews, T tokens (padding included), E
+embedding_dim, H width. Without segments each review is one, and S is B.
 """
 
 import functools
@@ -24,10 +25,19 @@ _MOST_STATES = 1 << 31
 
 Params = dict[str, Any]
 
+# What the model reads of a batch, by the names of its arguments.
+INPUTS = ('ids', 'lengths', 'segments', 'bigrams', 'log_odds')
+# The embedding of which a step reads and changes a few rows.
+TABLE = 'bigrams'
+# The collection in which a change of the embedded input is passed, as 'x'.
+ADVERSARIAL = 'adversarial'
+
 
 class SentimentClassifier(nn.Module):
   """Token ids in, one logit a review out; see configs/default.py, `model`."""
   vocab_size: int
+  bigram_rows: int  # of the embedding of pairs; 0 without
+  log_odds_features: int  # numbers a token; 0 without
   embedding_dim: int
   cell: str
   width: int
@@ -36,6 +46,8 @@ class SentimentClassifier(nn.Module):
   pooling: str
   hidden_dim: int
   word_dropout: float
+  bigram_dropout: float
+  log_odds_dropout: float
   embedding_dropout: float
   pooled_dropout: float
   mask_padding: bool
@@ -48,60 +60,126 @@ class SentimentClassifier(nn.Module):
     return ('forward', 'backward') if self.bidirectional else ('forward',)
 
   @nn.compact
-  def __call__(self, ids_BT: jax.Array, lengths_B: jax.Array,
+  def __call__(self, ids: jax.Array, lengths: jax.Array,
+               segments: jax.Array | None = None,
+               bigrams: jax.Array | None = None,
+               log_odds: jax.Array | None = None,
                dropout_keys_B: jax.Array | None = None) -> jax.Array:
     """Computes float32 [B] logits; positive means a positive review.
 
-    Takes int32 [B, T] ids, padded at the end, int32 [B] tokens of each review,
-    1 to T, and a PRNG key a review, or None for no dropout: a row's masks
-    depend on its own key alone, neither on B nor on T.
+    Args:
+      ids: int32 [S, T], padded at the end.
+      lengths: int32 [S] tokens of each segment, up to T.
+      segments: int32 [B, K], the segments of each review, S for none; None
+        where each review is one, which then has a token at least.
+      bigrams: int32 [S, T], if the model has `bigram_rows`.
+      log_odds: float32 [S, T, log_odds_features], if it has some.
+      dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
+        masks depend on its own key alone, neither on B nor on T.
     """
-    if dropout_keys_B is not None and self.word_dropout:
-      keep = _keep(dropout_keys_B, 0, self.word_dropout, ids_BT.shape[1:])
-      ids_BT = jnp.where(keep | (ids_BT <= START_ID), ids_BT, UNKNOWN_ID)
-    x_TBE = nn.Embed(
+    own_S, review_S = _segment_keys(dropout_keys_B, segments, lengths.shape[0])
+    if own_S is not None and self.word_dropout:
+      keep = _keep(own_S, 0, self.word_dropout, ids.shape[1:])
+      ids = jnp.where(keep | (ids <= START_ID), ids, UNKNOWN_ID)
+    x_TSE = nn.Embed(
         self.vocab_size, self.embedding_dim, name='embed',
-        embedding_init=nn.initializers.glorot_uniform())(ids_BT.T)
-    x_TBE = _dropout(x_TBE, dropout_keys_B, 1, self.embedding_dropout)
-    x_TBE = self.perturb('x', x_TBE)
+        embedding_init=nn.initializers.glorot_uniform())(ids.T)
+    if self.bigram_rows:
+      assert bigrams is not None
+      pairs_TSE = nn.Embed(
+          self.bigram_rows, self.embedding_dim, name=TABLE,
+          embedding_init=nn.initializers.zeros)(bigrams.T)
+      if own_S is not None and self.bigram_dropout:
+        keep = _keep(own_S, 3, self.bigram_dropout, bigrams.shape[1:])
+        pairs_TSE = jnp.where(
+            keep.T[..., None], pairs_TSE / (1 - self.bigram_dropout), 0)
+      x_TSE += pairs_TSE
+    x_TSE = _dropout(x_TSE, review_S, 1, self.embedding_dropout)
+    x_TSE = self.perturb('x', self.perturb('x', x_TSE), ADVERSARIAL)
+    if self.log_odds_features:
+      assert log_odds is not None
+      if own_S is not None and self.log_odds_dropout:
+        keep = _keep(own_S, 4, self.log_odds_dropout, log_odds.shape[1:])
+        log_odds = jnp.where(keep, log_odds, 0)
+      x_TSE = jnp.concatenate([x_TSE, jnp.swapaxes(log_odds, 0, 1)], axis=-1)
 
     for layer in range(self.layers):
       states = [RecurrentLayer(
           self.cell, self.width, jnp.dtype(self.dtype), self.mask_padding,
           reverse=direction == 'backward', remat=self.remat,
-          name=f'{direction}_{layer}')(x_TBE, lengths_B)
+          name=f'{direction}_{layer}')(x_TSE, lengths)
                 for direction in self.directions]
-      x_TBE = jnp.concatenate([h_TBH for h_TBH, _ in states], axis=-1)
-    pooled_BF = self._pool(states, lengths_B)
+      x_TSE = jnp.concatenate([h_TSH for h_TSH, _ in states], axis=-1)
+    pooled_BF = self._pool(states, lengths, segments)
     pooled_BF = _dropout(pooled_BF, dropout_keys_B, 2, self.pooled_dropout)
 
     # In float32: bfloat16 would round logits to 8 bits, and save nothing here.
     dense = functools.partial(
         nn.Dense, kernel_init=nn.initializers.glorot_uniform())
-    hidden = nn.relu(dense(self.hidden_dim, name='hidden')(pooled_BF))
-    logits_B1 = dense(1, name='logit')(hidden)
+    if self.hidden_dim:
+      pooled_BF = nn.relu(dense(self.hidden_dim, name='hidden')(pooled_BF))
+    logits_B1 = dense(1, name='logit')(pooled_BF)
     return logits_B1[:, 0]
 
   def _pool(self, states: list[tuple[jax.Array, jax.Array]],
-            lengths_B: jax.Array) -> jax.Array:
+            lengths_S: jax.Array,
+            segments_BK: jax.Array | None = None) -> jax.Array:
     """Sums up what `RecurrentLayer` returned a direction, as [B, features]."""
     length = states[0][0].shape[0]
     if not self.mask_padding:
-      lengths_B = jnp.full_like(lengths_B, length)
-    inside_TB1 = (jnp.arange(length)[:, None] < lengths_B)[..., None]
+      lengths_S = jnp.full_like(lengths_S, length)
+    inside_TS1 = (jnp.arange(length)[:, None] < lengths_S)[..., None]
+
+    def of_reviews(x_S, fill):  # [S, ...] -> [B, K, ...]
+      return x_S.at[segments_BK].get(mode='fill', fill_value=fill)
+    tokens_B = lengths_S
+    if segments_BK is not None:
+      tokens_B = jnp.maximum(of_reviews(lengths_S, 0).sum(axis=1), 1)
     pooled = []
     for kind in self.pooling.split('+'):
-      for h_TBH, last_BH in states:
+      for h_TSH, last in states:
         if kind == 'last':
-          pooled.append(last_BH)
+          if segments_BK is not None:  # that of the last segment
+            number = jnp.sum(segments_BK < lengths_S.shape[0], axis=1)
+            last = last[jnp.take_along_axis(
+                segments_BK, jnp.maximum(number - 1, 0)[:, None], axis=1)[:, 0]]
+          pooled.append(last)
         elif kind == 'mean':
-          total = jnp.sum(h_TBH, axis=0, where=inside_TB1)
+          total = jnp.sum(h_TSH, axis=0, where=inside_TS1)
+          if segments_BK is not None:
+            total = of_reviews(total, 0).sum(axis=1)
           # XLA makes a division into this product, or does not, by what is
           # around it: an export would round otherwise than predict.
-          pooled.append(total * (1 / lengths_B)[:, None])
+          pooled.append(total * (1 / tokens_B)[:, None])
         else:
-          pooled.append(jnp.max(h_TBH, axis=0, where=inside_TB1, initial=-1))
+          most = jnp.max(h_TSH, axis=0, where=inside_TS1, initial=-1)
+          if segments_BK is not None:
+            most = of_reviews(most, -1).max(axis=1)
+          pooled.append(most)
     return jnp.concatenate(pooled, axis=-1)
+
+
+def owners(segments_BK: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """The review of each segment, and which of its segments it is: int32 [S].
+
+  `count` is S. A place that no review has is given to the first one.
+  """
+  def placed(x):
+    x = jnp.broadcast_to(x, segments_BK.shape).astype(jnp.int32)
+    return jnp.zeros(count, jnp.int32).at[segments_BK].set(x, mode='drop')
+  rows, number = segments_BK.shape
+  return placed(jnp.arange(rows)[:, None]), placed(jnp.arange(number))
+
+
+def _segment_keys(keys_B: jax.Array | None, segments_BK: jax.Array | None,
+                  count: int) -> tuple[jax.Array | None, jax.Array | None]:
+  """PRNG keys [S] of each segment: its own, and its review's."""
+  if keys_B is None or segments_BK is None:
+    return keys_B, keys_B
+  review_S, number_S = owners(segments_BK, count)
+  keys_S = keys_B[review_S]
+  # Past the kinds of dropout, which are folded into a review's own key.
+  return jax.vmap(jax.random.fold_in)(keys_S, 16 + number_S), keys_S
 
 
 def _keep(keys_B: jax.Array, kind: int, rate: float, shape: tuple[int, ...]):
@@ -123,13 +201,19 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
 
   Raises UserError if its parameters, or the states of a batch, are too many.
   """
+  fields = config.model.to_dict()
+  inputs = fields.pop('inputs').split('+')
   model = SentimentClassifier(
-      vocab_size=config.data.vocab_size, **config.model.to_dict())
+      vocab_size=config.data.vocab_size,
+      bigram_rows=config.data.bigrams if 'bigrams' in inputs else 0,
+      log_odds_features=(
+          config.data.log_odds_order if 'log_odds' in inputs else 0), **fields)
   if (count := parameter_count(param_shapes(model))) > MOST_PARAMETERS:
     raise UserError(
         f'the config asks for {count:,} parameters, more than '
         f'{MOST_PARAMETERS:,}: lower config.data.vocab_size, '
-        'config.model.embedding_dim, width, layers or hidden_dim')
+        'config.data.bigrams, config.model.embedding_dim, width, layers or '
+        'hidden_dim')
   states = config.global_batch_size * config.data.max_length * (
       model.embedding_dim + len(model.directions) * model.width)
   if states > _MOST_STATES:
@@ -145,16 +229,36 @@ def seed_keys(seed: int) -> jax.Array:
   return jax.random.split(jax.random.key(seed))
 
 
+def dropout_keys(
+    seed: int, step: jax.Array, places_B: jax.Array) -> jax.Array:
+  """A PRNG key for each review, by int32 [B] its place in the global batch.
+
+  So dropout is the same on any number of devices.
+  """
+  key = jax.random.fold_in(seed_keys(seed)[1], step)
+  return jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
+
+
 def init_params(model: SentimentClassifier, key: jax.Array) -> Params:
   """Draws the initial parameters, a nested dict of float32 arrays."""
   ids_BT = jnp.ones((1, 2), jnp.int32)
-  return model.init(key, ids_BT, jnp.ones((1,), jnp.int32))['params']
+  return model.init(
+      key, ids_BT, jnp.ones((1,), jnp.int32), bigrams=ids_BT,
+      log_odds=jnp.ones((1, 2, model.log_odds_features)))['params']
 
 
 @functools.lru_cache(maxsize=1)
 def param_shapes(model: SentimentClassifier) -> Params:
   """`init_params` as `jax.ShapeDtypeStruct`s: nothing is allocated."""
   return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def averaged(params: Params) -> Params:
+  """The parameters that are averaged: all but the table of pairs.
+
+  Of which a step changes some rows: to average it would change all others too.
+  """
+  return {name: x for name, x in params.items() if name != TABLE}
 
 
 def parameter_count(params: Params) -> int:

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import tokenize
+from typing import IO
 import zipfile
 import zlib
 
@@ -19,15 +20,15 @@ ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, SyntaxError,
 _MOST_ARRAYS = 64  # Keras' weights are 8, the ids of a split 3
 
 
-def read_arrays(
-    path: str | os.PathLike[str], most: int) -> dict[str, np.ndarray]:
+def read_arrays(source: str | os.PathLike[str] | IO[bytes],
+                most: int) -> dict[str, np.ndarray]:
   """Reads the arrays of numbers that np.savez or np.savez_compressed wrote.
 
-  By name, in the file's order. Raises one of `ERRORS` if the file is damaged or
+  `source` is its path or an open file. By name, in the file's order. Raises one of `ERRORS` if the file is damaged or
   holds anything else, or more than `most` bytes, which are not allocated.
   """
   arrays = {}
-  with open(path, 'rb') as file, zipfile.ZipFile(file) as archive:
+  with zipfile.ZipFile(source) as archive:
     members = archive.infolist()
     if len(members) > _MOST_ARRAYS:
       raise ValueError(f'{len(members):,} arrays, more than {_MOST_ARRAYS}')

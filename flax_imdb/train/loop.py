@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import time
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,8 +12,10 @@ from tokenizers import Tokenizer
 from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints, Progress
 from flax_imdb.cluster import devices, preemption, processes
-from flax_imdb.data import sources
+from flax_imdb.data import ngrams, sources
 from flax_imdb.data.batches import TrainBatches
+from flax_imdb.data.ngrams import Ngrams
+from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import (
   LABELS,
   SPLITS,
@@ -114,18 +117,18 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
   processes.check_same('tokenizer or data', lambda: ' '.join(
       data_sha256(tokenizer, split) for split in splits.values()))
-  run.begin_directory(workdir, config, tokenizer)
+  known, train_reviews = _ngrams(config, workdir, terminal, splits['train'])
+  run.begin_directory(workdir, config, tokenizer, known)
   batches = TrainBatches(
-      splits['train'], config.seed, config.global_batch_size,
-      config.data.bucket_width, config.data.max_length,
-      devices.own_rows(config.global_batch_size))
+      train_reviews, config.seed, config.global_batch_size,
+      Reading.of(config.data), Share(*devices.share()))
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   return _Task(
       config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
       compiled.wrap(make_train_step(
           config, model, optimizer, batches.steps_per_epoch)),
-      evaluate.make_logits(config, model, compiled), compiled)
+      evaluate.make_logits(config, model, known, compiled), compiled)
 
 
 def _tokenizer(
@@ -135,6 +138,22 @@ def _tokenizer(
     if source and run.is_run(source):
       return load_tokenizer(f'{source}/tokenizer.json', config.data.vocab_size)
   return training_tokenizer(config, terminal.announce)
+
+
+def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
+            reviews: Reviews) -> tuple[Ngrams, Reviews]:
+  """As `ngrams.fit`; pairs are the run's own, as words are in `_tokenizer`."""
+  if config.model.inputs == 'words':
+    return ngrams.fit(config, reviews)
+  start, pairs = time.perf_counter(), None
+  for source in (workdir, config.init_from):
+    if pairs is None and source and run.is_run(source):
+      pairs = ngrams.load(f'{source}/ngrams.npz', config).pairs
+  known, annotated = ngrams.fit(config, reviews, pairs)
+  terminal.announce(
+      f'counted n-grams in {time.perf_counter() - start:.1f} s: '
+      f'{len(known.pairs):,} pairs to embed, {len(known.keys):,} with log-odds')
+  return known, annotated
 
 
 def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
@@ -152,7 +171,8 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
       # Put there twice: the step donates both, and no buffer goes twice.
       state = state.replace(
           params=devices.replicate(params),
-          ema=devices.replicate(params) if state.ema else {})
+          ema=devices.replicate(
+              classifier.averaged(params) if state.ema else {}))
     training = _Training(state, 0, Progress(), 0, checkpoints)
   else:
     items, progress = found

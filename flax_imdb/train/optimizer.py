@@ -1,8 +1,12 @@
-"""The optimizer that a config describes."""
+"""The optimizer that a config describes, and its sparse form."""
+
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 import optax
+
+from flax_imdb.model.classifier import TABLE
 
 # Each scales a gradient; weight decay and the learning rate are common to all.
 _SCALE_BY = {
@@ -33,11 +37,12 @@ def build_optimizer(
   """Clipping, then the named optimizer, then decoupled weight decay.
 
   Source of the decay: Loshchilov & Hutter 2019; it applies to matrices, not to
-  biases and not to the embedding, whose rare rows would only shrink.
+  biases and not to embeddings, whose rare rows would only shrink.
   """
   def decayed(params):
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.ndim == 2 and path[0].key != 'embed', params)
+        lambda path, x: x.ndim == 2 and path[0].key not in ('embed', TABLE),
+        params)
 
   steps = [_SCALE_BY[config.optimizer]()]
   if config.clip_norm:
@@ -47,3 +52,33 @@ def build_optimizer(
   return optax.chain(*steps, optax.scale_by_learning_rate(
       learning_rate_schedule(config, steps_per_epoch)))
 
+
+
+def take_rows(tree: Any, rows: jax.Array | None, name: str) -> Any:
+  """A tree in which arrays under `name` have but those rows; None takes all.
+
+  An optimizer of optax that looks at each row alone can then update these, as
+  it would with all, in a time that does not depend on how many rows there are.
+  What it keeps of a row, such as Adam's moments, stands still where a batch
+  does not read it, while of all rows they would fade (LazyAdam of TensorFlow).
+  `rows` are int32 [R], ascending; those that an array does not have become 0.
+  """
+  return _map_under(name, lambda x: x if rows is None else x.at[rows].get(
+      mode='fill', fill_value=0, unique_indices=True,
+      indices_are_sorted=True), tree)
+
+
+def put_rows(tree: Any, taken: Any, rows: jax.Array | None, name: str) -> Any:
+  """`taken` where its arrays are whole, and `tree` with the rows taken."""
+  return _map_under(
+      name, lambda x, new: new if rows is None else x.at[rows].set(
+          new, mode='drop', unique_indices=True, indices_are_sorted=True),
+      tree, taken, otherwise=lambda x, new: new)
+
+
+def _map_under(name: str, function: Any, *trees: Any,
+               otherwise: Any = lambda x: x) -> Any:
+  def mapped(path, *leaves):
+    under = any(getattr(key, 'key', None) == name for key in path)
+    return (function if under else otherwise)(*leaves)
+  return jax.tree_util.tree_map_with_path(mapped, *trees)

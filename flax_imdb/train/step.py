@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from flax_imdb.cluster.devices import data_parallel, row_keys
+from flax_imdb.cluster.devices import data_parallel
 from flax_imdb.model import classifier
-from flax_imdb.model.classifier import Params
+from flax_imdb.model.classifier import TABLE, Params
+from flax_imdb.train.losses import loss_and_gradient
 from flax_imdb.train.metrics import Metrics
+from flax_imdb.train.optimizer import put_rows, take_rows
 
 
 @struct.dataclass
@@ -22,12 +24,12 @@ class TrainState:
   step: jax.Array  # int32 [] steps done
   params: Params  # float32
   opt_state: optax.OptState
-  ema: Params  # running average of `params`, or {} if config.ema_decay is 0
+  ema: Params  # of `classifier.averaged`, or {} if config.ema_decay is 0
   metrics: Metrics  # of the epoch so far
 
   def eval_params(self) -> Params:
     """The parameters to evaluate with: the average where there is one."""
-    return self.ema or self.params
+    return self.params | self.ema
 
   def to_items(self) -> dict[str, dict[str, Any]]:
     """The items of a checkpoint, in which the metrics are called sums."""
@@ -64,7 +66,8 @@ def _first_state(config: ConfigDict, optimizer: optax.GradientTransformation,
                  params: Params) -> TrainState:
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
-      opt_state=optimizer.init(params), ema=params if config.ema_decay else {},
+      opt_state=optimizer.init(params),
+      ema=classifier.averaged(params) if config.ema_decay else {},
       metrics=Metrics.zero())
 
 
@@ -75,49 +78,42 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
   """Makes step(state, batch) -> (state, metrics), compiled for all devices.
 
-  The batch is one of `batches.pad` after `devices.shard`; the metrics are those
+  The batch is one of `TrainBatches` after `devices.shard`; the metrics are those
   of the epoch so far. Losses and gradients are summed over all devices and
   divided by the global weight, so that a short last batch and unequal shares
   count every review the same. `devices` as in `devices.data_parallel`.
   """
   def train_step(state: TrainState, batch: dict[str, jax.Array],
                  sum_over_devices: Callable) -> tuple[TrainState, Metrics]:
-    _, dropout_key = classifier.seed_keys(config.seed)
-    keys = row_keys(
-        jax.random.fold_in(dropout_key, state.step), len(batch['labels']))
-    targets = optax.smooth_labels(
-        jnp.stack([1 - batch['labels'], batch['labels']], axis=-1),
-        config.label_smoothing)[:, 1]
+    keys = classifier.dropout_keys(config.seed, state.step, batch['places'])
+    # From here on a table is those of its rows that the whole batch reads.
+    rows, reader = batch.get('bigram_rows'), model
+    if rows is not None:
+      reader = model.clone(bigram_rows=len(rows))
+    old = take_rows((state.params, state.opt_state), rows, TABLE)
+    params, opt_state = old
 
-    def summed_loss(params):
-      logits: jax.Array = model.apply(  # type: ignore[assignment]
-          {'params': params}, batch['ids'], batch['lengths'], keys)
-      losses = optax.sigmoid_binary_cross_entropy(logits, targets)
-      correct = (logits > 0) == (batch['labels'] > 0)
-      return jnp.vdot(losses, batch['weights']), jnp.vdot(
-          correct, batch['weights'])
-
-    (loss, correct), gradient = jax.value_and_grad(
-        summed_loss, has_aux=True)(state.params)
+    loss, correct, gradient = loss_and_gradient(
+        config, reader, params, batch, keys)
     loss, correct, weight, gradient = sum_over_devices(
         (loss, correct, batch['weights'].sum(), gradient))
     gradient = jax.tree.map(lambda g: g / weight, gradient)
 
-    updates, opt_state = optimizer.update(
-        gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    params = optax.apply_updates(params, updates)
     # Adam's correction (Kingma & Ba 2015, section 3) as a share of the newest:
     # of the initial weights, where the average begins, nothing is left.
     newest = (1 - config.ema_decay) / (1 - config.ema_decay**(state.step + 1))
     ema = optax.incremental_update(
-        params, state.ema, newest) if state.ema else {}
+        classifier.averaged(params), state.ema, newest) if state.ema else {}
     this_step = Metrics.of_step(
         state.step + 1, loss, correct, weight, optax.tree.norm(gradient))
     if config.on_nan == 'skip':  # 7 % of a step of configs/default.py
       params, opt_state, ema = jax.tree.map(
           lambda new, old: jnp.where(this_step.skipped > 0, old, new),
-          (params, opt_state, ema),
-          (state.params, state.opt_state, state.ema))
+          (params, opt_state, ema), (*old, state.ema))
+    params, opt_state = put_rows(
+        (state.params, state.opt_state), (params, opt_state), rows, TABLE)
     epoch_begins = state.step % steps_per_epoch == 0
     metrics = state.metrics.unless(epoch_begins) + this_step
     return TrainState(state.step + 1, params, opt_state, ema, metrics), metrics

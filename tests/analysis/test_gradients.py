@@ -31,7 +31,8 @@ def test_norms_equal_the_product_of_jacobians(cell):
   """Walks back by hand, with the Jacobian of one step after the other."""
   model, params = _model(cell=cell)
   ids = np.random.default_rng(0).integers(4, 50, (2, 9)).astype(np.int32)
-  got = gradients.gradient_norms(model, params, ids)
+  got = gradients.gradient_norms(
+      model, params, {'ids': ids, 'lengths': np.full(2, 9, np.int32)})
   assert set(got) == ({'h', 'c', 'x'} if cell == 'lstm' else {'h', 'x'})
   module = CELLS[cell](4)
   weights = {'params': params['forward_0']['steps']['cell']}
@@ -96,7 +97,7 @@ def test_long_reviews_are_cut_and_short_ones_left_out(monkeypatch):
   lengths = np.array([5, 6, 9, 1, 7])
   offsets = np.concatenate([[0], np.cumsum(lengths)])
   reviews = Reviews(np.arange(offsets[-1]) + 4, offsets, np.zeros(5, np.int8))
-  ids = gradients.long_reviews(config, reviews)
+  ids = gradients.long_reviews(config, reviews)['ids']
   np.testing.assert_array_equal(
       ids, [reviews.ids[offsets[row]:offsets[row] + 6] for row in (1, 2, 4)])
   with pytest.raises(UserError, match='no validation review has 6 tokens'):

@@ -146,7 +146,7 @@ def _ids_of_the_file(tokenizer, texts):
 
 
 def _assert_read_as_the_file_says(texts):
-  tokenizer, rows = fit_and_encode(texts, slice(None), 1 << 20)
+  tokenizer, rows = fit_and_encode(texts, range(len(texts)), 1 << 20)
   for text, row, ids in zip(
       texts, rows, _ids_of_the_file(tokenizer, texts), strict=True):
     assert row.tolist() == ids, text
@@ -182,7 +182,7 @@ def test_texts_of_any_mixture_are_read_as_the_file_says(seed):
 
 def test_fitting_and_encoding_at_once_is_fitting_then_encoding():
   texts = [' '.join(f"w{i * i % 50}'s" for i in range(j)) for j in range(60)]
-  tokenizer, rows = fit_and_encode([*texts, 'new w9s'], slice(0, 30), 20)
+  tokenizer, rows = fit_and_encode([*texts, 'new w9s'], range(30), 20)
   alone = fit_tokenizer(texts[:30], 20)
   assert tokenizer.to_str() == alone.to_str()
   for row, want in zip(rows, encode(alone, [*texts, 'new w9s']), strict=True):

@@ -1,5 +1,6 @@
 """What was exported answers as predict does, without this package."""
 
+import dataclasses
 from importlib import metadata
 import json
 import os
@@ -20,6 +21,8 @@ import tokenizers
 from flax_imdb.cluster import devices
 from flax_imdb.cluster.devices import AXIS
 from flax_imdb.config import check_fields, load_config
+from flax_imdb.data.ngrams import NONE
+from flax_imdb.data.reading import Reading
 from flax_imdb.data.reviews import LABELS
 from flax_imdb.data.tokenizer import PADDING_ID, START_ID, fit_tokenizer
 from flax_imdb.inference import evaluate, export, predict
@@ -135,12 +138,14 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   tokenizer = fit_tokenizer(TEXTS, config.data.vocab_size)
   rows = config.global_batch_size // jax.local_device_count()
   (tmp_path / 'model.stablehlo').write_bytes(
-      export.program(model, jax.device_get(params)))
+      export.program(config, model, jax.device_get(params)))
   (tmp_path / 'tokenizer.json').write_text(
       export.serving_tokenizer(tokenizer, config))
   (tmp_path / 'model.json').write_text(json.dumps(
-      {'labels': LABELS, 'threshold': 0, 'rows': rows, 'unescape': True}))
-  logits = evaluate.make_logits(config, model, CompileClock())
+      {'labels': LABELS, 'threshold': 0, 'rows': rows, 'unescape': True,
+       'inputs': ['ids', 'lengths'],
+       'reading': dataclasses.asdict(Reading.of(config.data))}))
+  logits = evaluate.make_logits(config, model, NONE, CompileClock())
   texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
   want = predict.predict(
       logits, devices.replicate(params), tokenizer, texts)
@@ -151,7 +156,7 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
 
 @pytest.mark.parametrize('devices', [1, 2])
 def test_it_rounds_as_predict_does_on_any_number_of_devices(devices):
-  config = load_config('configs/default.py')
+  config = load_config('configs/words.py')
   model = classifier.build_model(config)
   params = drawn_params(model, seed=1)
   rng = np.random.default_rng(0)
@@ -164,7 +169,7 @@ def test_it_rounds_as_predict_does_on_any_number_of_devices(devices):
           mesh, jax.sharding.PartitionSpec())),
       {'ids': ids, 'lengths': lengths})
   call = jax.jit(jax.export.deserialize(
-      bytearray(export.program(model, jax.device_get(params)))).call)
+      bytearray(export.program(config, model, jax.device_get(params)))).call)
   for i in range(devices):
     np.testing.assert_array_equal(call(ids[i], lengths[i]), want[i])
 

@@ -29,8 +29,9 @@ def _build(**fields):
     config.model[field] = value
   model = classifier.build_model(config)
   apply = jax.jit(model.apply)
-  def logits(params, *inputs):
-    return np.asarray(apply({'params': params}, *inputs))
+  def logits(params, ids, lengths, keys=None):
+    return np.asarray(apply(
+        {'params': params}, ids, lengths, dropout_keys_B=keys))
   return model, drawn_params(model), logits
 
 

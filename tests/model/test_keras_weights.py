@@ -59,7 +59,8 @@ def test_forty_steps_equal_those_of_keras(case):
       GOLDEN['ids'], GOLDEN['lengths'], GOLDEN['labels'], strict=True):
     state, sums = train_step(state, devices.shard({
         'ids': ids.astype(np.int32), 'lengths': lengths.astype(np.int32),
-        'labels': labels.astype(np.float32), 'weights': np.ones(8, 'f4')}))
+        'labels': labels.astype(np.float32), 'weights': np.ones(8, 'f4'),
+        'places': np.arange(8, dtype=np.int32)}))
     sums = devices.to_host(sums)
     losses.append(sums.loss / sums.weight)
   np.testing.assert_allclose(losses, GOLDEN[f'{case}_losses'], rtol=1e-5)
@@ -179,7 +180,7 @@ def test_damaged_and_foreign_files_are_refused_and_nothing_is_unpickled(
 
 
 def test_another_architecture_has_no_place_in_keras():
-  config = load_config('configs/default.py')
+  config = load_config('configs/words.py')
   params = drawn_params(classifier.build_model(config))
   with pytest.raises(UserError, match='backward_0/.* is not in the notebook'):
     keras_weights.to_keras(params)

@@ -6,6 +6,7 @@ import numpy as np
 
 from flax_imdb.cluster import devices
 from flax_imdb.config import check_fields, load_config
+from flax_imdb.data.ngrams import NONE
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock
@@ -40,7 +41,7 @@ def tiny_model(**fields):
 
 def logits_of(config, model):
   """`evaluate.make_logits`, of which nobody takes the time."""
-  return evaluate.make_logits(config, model, CompileClock())
+  return evaluate.make_logits(config, model, NONE, CompileClock())
 
 
 def one_by_one(model, params, reviews, max_length):

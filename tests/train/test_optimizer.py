@@ -1,12 +1,18 @@
 """The optimizers against formulas in NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from flax_imdb.config import load_config
-from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
+from flax_imdb.train.optimizer import (
+  build_optimizer,
+  learning_rate_schedule,
+  put_rows,
+  take_rows,
+)
 
 
 def _config(**fields):
@@ -106,3 +112,65 @@ def test_constant_stays_and_no_epochs_are_no_error():
   rate = learning_rate_schedule(config, steps_per_epoch=10)
   rates = [float(rate(step)) for step in (0, 1, 1000)]
   assert rates == pytest.approx([1e-3] * 3)
+
+
+def _sparse(config, params, gradients, rows_of):
+  """Updates only the rows of each step, of the table and what is kept of it."""
+  optimizer = build_optimizer(config, steps_per_epoch=10)
+  whole = params, optimizer.init(params)
+  for gradient, rows in zip(gradients, rows_of, strict=True):
+    x, state = take_rows(whole, rows, 'bigrams')
+    updates, state = optimizer.update(
+        take_rows(gradient, rows, 'bigrams'), state, x)
+    whole = put_rows(
+        whole, (optax.apply_updates(x, updates), state), rows, 'bigrams')
+  return whole
+
+
+def _with_table(x):
+  x = jnp.asarray(x)
+  return {'bigrams': {'embedding': x}, 'logit': {'kernel': x}}
+
+
+@pytest.mark.parametrize('name', ['adam', 'rmsprop', 'sgd', 'adamw'])
+def test_the_sparse_form_is_the_dense_one_where_every_row_is_read(name):
+  config = _config(optimizer=name, weight_decay=0.1, clip_norm=0.5)
+  gradients = [_with_table(g) for g in GRADIENTS]
+  want = _run(config, _with_table(START), gradients)
+  # Rows that no table has, as they fill up a batch, change nothing.
+  rows = np.array([0, 1, 2, 1 << 30, (1 << 30) + 1], np.int32)
+  got, _ = _sparse(config, _with_table(START), gradients, [rows] * 20)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+               got, want)
+
+
+def test_rows_that_a_batch_does_not_read_stand_still():
+  """Each row has the bits of one that had its own steps alone."""
+  config = _config(optimizer='adam', schedule='constant', clip_norm=0)
+  rows_of = [np.flatnonzero(row).astype(np.int32) for row in
+             np.random.default_rng(1).integers(0, 2, (20, 3))]
+  gradients = [_with_table(g) for g in GRADIENTS]
+  params, state = _sparse(
+      config, _with_table(START), gradients, rows_of)
+  m = v = np.zeros((3, 4))
+  x = START.astype(np.float64)
+  for step, (g, rows) in enumerate(zip(GRADIENTS, rows_of, strict=True), 1):
+    read = np.isin(np.arange(3), rows)[:, None]
+    m = np.where(read, 0.9 * m + 0.1 * g, m)
+    v = np.where(read, 0.999 * v + 0.001 * g * g, v)
+    moved = m / (1 - 0.9 ** step) / (
+        np.sqrt(v / (1 - 0.999 ** step)) + 1e-7)
+    x = np.where(read, x - config.learning_rate * moved, x)
+  np.testing.assert_allclose(
+      params['bigrams']['embedding'], x, rtol=1e-4, atol=1e-6)
+  adam = next(s for s in jax.tree.leaves(
+      state, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
+  np.testing.assert_allclose(adam.mu['bigrams']['embedding'], m, rtol=1e-4)
+  assert adam.mu['logit']['kernel'].shape == (3, 4)
+
+
+def test_no_rows_means_all():
+  tree = _with_table(START)
+  assert take_rows(tree, None, 'bigrams')['bigrams']['embedding'].shape == (3, 4)
+  put = put_rows(tree, _with_table(2 * START), None, 'bigrams')
+  np.testing.assert_array_equal(put['bigrams']['embedding'], 2 * START)

@@ -11,6 +11,7 @@ import pytest
 from flax_imdb.cluster import devices
 from flax_imdb.config import check_fields, load_config, override
 from flax_imdb.data.batches import TrainBatches, pad
+from flax_imdb.data.reading import Reading
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.model import classifier
 from flax_imdb.model.classifier import params_sha256
@@ -60,8 +61,7 @@ def _train(config, steps, reviews=None, steps_per_epoch=None, trajectory=None):
   """
   reviews = reviews or _reviews()
   batches = TrainBatches(
-      reviews, config.seed, config.global_batch_size, config.data.bucket_width,
-      config.data.max_length)
+      reviews, config.seed, config.global_batch_size, Reading.of(config.data))
   steps_per_epoch = steps_per_epoch or batches.steps_per_epoch
   state, train_step = _program(
       config.to_json(sort_keys=True), steps_per_epoch)
@@ -110,7 +110,7 @@ def test_two_devices_equal_one_whole_batch():
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, 2)
   before = devices.to_host(init_state(config, model, optimizer))
-  batch = pad(reviews, np.arange(5), 8, 0, 12)
+  batch = pad(reviews, np.arange(5), 8, Reading(12))
 
   def mean_loss(params):
     logits = model.apply(
@@ -153,7 +153,7 @@ def test_the_step_compiles_once_a_width_and_donates_its_state():
     if name == '/jax/core/compile/backend_compile_duration':
       compiled.append(name)
   config = _config()
-  batches = TrainBatches(_reviews(), 0, 8, 0, 10)
+  batches = TrainBatches(_reviews(), 0, 8, Reading(10))
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, EPOCH)
   train_step = make_train_step(config, model, optimizer, EPOCH)
@@ -198,7 +198,7 @@ def test_weights_depend_on_the_seed_and_dropout_on_the_step_too():
   """At a learning rate of 0, so that dropout alone changes the loss."""
   config = _config(**{'learning_rate': 0, 'optimizer': 'sgd',
                       'model.cell': 'simple_rnn', 'model.word_dropout': 0})
-  batch = pad(_reviews(), np.arange(8), 8, 0, 10)
+  batch = pad(_reviews(), np.arange(8), 8, Reading(10))
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, 1)
   losses, drawn = [], []
@@ -229,7 +229,7 @@ def test_label_smoothing_pulls_the_loss_towards_both_labels():
 
 
 @pytest.mark.parametrize('name', [
-    'notebook', pytest.param('default', marks=pytest.mark.slow),
+    'notebook', pytest.param('words', marks=pytest.mark.slow),
     pytest.param('quickstart', marks=pytest.mark.slow),
     pytest.param('debug', marks=pytest.mark.slow)])
 def test_every_config_trains_one_step(name):

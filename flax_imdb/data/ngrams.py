@@ -1,0 +1,198 @@
+"""What the words before a token make of it: word pairs, and log-odds of classes.
+
+Both are learned from the training reviews alone, and saved with the run as
+`ngrams.npz`: a run directory answers for any text.
+"""
+
+import dataclasses
+import io
+import os
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from flax_imdb.data.reviews import Reviews
+from flax_imdb.errors import UserError
+from flax_imdb.storage import files, npz
+
+_LEAST = 2  # what comes once is most of the n-grams, and says next to nothing
+_FOLDS = 10  # a training review's log-odds are counted on the nine others
+_ID_BITS = 20  # config.data.vocab_size is at most 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ngrams:
+  """The n-grams that a model knows, by key; arrays are empty if unused."""
+  pairs: np.ndarray  # int64 [P] ascending; their ids are 1 to P, 0 any other
+  keys: np.ndarray  # int64 [N] ascending, of n-grams of all orders
+  log_odds: np.ndarray  # float32 [N, C]: C = 1 for two classes, else one each
+  order: int  # words of the longest of these n-grams
+  inputs: str  # config.model.inputs
+
+  def annotate(self, reviews: Reviews) -> Reviews:
+    """Adds what the model reads beside the ids, as if they were never seen."""
+    found = {}
+    if 'bigrams' in self.inputs:
+      found['bigrams'] = 1 + _look_up(self.pairs, _keys(reviews, 2))
+    if 'log_odds' in self.inputs:
+      none = np.zeros((1, self.log_odds.shape[1]), np.float32)
+      table = np.concatenate([self.log_odds, none])  # place -1 is the last
+      found['log_odds'] = np.concatenate(
+          [table[_look_up(self.keys, _keys(reviews, n))]
+           for n in range(1, self.order + 1)], axis=-1)
+    return dataclasses.replace(reviews, features=found)
+
+
+# Of a model that reads words alone.
+NONE = Ngrams(np.zeros(0, np.int64), np.zeros(0, np.int64),
+              np.zeros((0, 1), np.float32), 0, 'words')
+
+
+def fit(config: ConfigDict, reviews: Reviews,
+        pairs: np.ndarray | None = None) -> tuple[Ngrams, Reviews]:
+  """Learns what config.model.inputs asks for from the training reviews.
+
+  `pairs` are those of `Ngrams` where an embedding of them is there already.
+  Also returns these with features to train with. Their log-odds are counted
+  without the tenth of the reviews that they are in: a review's own label must
+  not be read from its rare words.
+  """
+  inputs, data = config.model.inputs.split('+'), config.data
+  keys, log_odds, features = NONE.keys, NONE.log_odds, {}
+  if 'bigrams' not in inputs:
+    pairs = NONE.pairs
+  elif pairs is None:
+    pairs, features['bigrams'] = _frequent_pairs(reviews, data.bigrams - 1)
+  else:
+    features['bigrams'] = 1 + _look_up(pairs, _keys(reviews, 2))
+  if 'log_odds' in inputs:
+    keys, log_odds, features['log_odds'] = _log_odds(
+        reviews, data.log_odds_order, data.log_odds_ngrams)
+  ngrams = Ngrams(
+      pairs, keys, log_odds, data.log_odds_order, config.model.inputs)
+  return ngrams, dataclasses.replace(reviews, features=features)
+
+
+def _keys(reviews: Reviews, order: int) -> np.ndarray:
+  """int64 [tokens] of the n-gram that ends there; -1 before there is one."""
+  ids = reviews.ids.astype(np.int64)
+  keys = ids | order << 3 * _ID_BITS
+  for back in range(1, order):
+    keys[back:] |= ids[:-back] << back * _ID_BITS
+  starts = reviews.offsets[:-1]
+  for place in range(order - 1):
+    keys[starts[place < np.diff(reviews.offsets)] + place] = -1
+  return keys
+
+
+def _look_up(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
+  """int32, the place of each key in `known`, which ascends; -1 of others."""
+  # Most keys come often, and a search in ascending order stays in the cache.
+  distinct, place = np.unique(keys, return_inverse=True)
+  if not len(known):
+    return np.full(len(keys), -1, np.int32)
+  at = np.minimum(np.searchsorted(known, distinct), len(known) - 1)
+  return np.where(known[at] == distinct, at, -1).astype(np.int32)[place]
+
+
+def _frequent_pairs(
+    reviews: Reviews, most: int) -> tuple[np.ndarray, np.ndarray]:
+  """The keys of up to `most` pairs, ascending; int32 ids [tokens]."""
+  keys, place, counts = np.unique(
+      _keys(reviews, 2), return_inverse=True, return_counts=True)
+  kept = _most_common(keys, counts, most)
+  ids = np.zeros(len(keys), np.int32)
+  ids[kept] = 1 + np.arange(len(kept))
+  return keys[kept], ids[place]
+
+
+def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray]:
+  """Keys and log-odds as of `Ngrams`, and the features of these reviews.
+
+  Of each length the `most` n-grams that are in the most reviews. Source: the
+  log-count ratio of Wang & Manning 2012, of n-grams present or not.
+  """
+  n = len(reviews)
+  labels = reviews.labels.astype(np.int64)
+  classes = max(2, int(labels.max(initial=0)) + 1)
+  prior = (np.bincount(labels, minlength=classes) + 1) / (n + classes)
+  fold = np.random.default_rng(0).integers(_FOLDS, size=n)
+  cell = fold * classes + labels  # of each review
+  of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
+  known, log_odds, features = [], [], []
+  for length in range(1, order + 1):
+    keys, place = np.unique(_keys(reviews, length), return_inverse=True)
+    # Each n-gram of a review once; np.unique would take ten times as long.
+    pairs = np.sort(place * n + of_review)
+    ngram, review = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], n)
+    kept = _most_common(keys, np.bincount(ngram, minlength=len(keys)), most)
+    number = np.full(len(keys), -1)
+    number[kept] = np.arange(len(kept))
+    ngram, review = number[ngram], review[number[ngram] >= 0]
+    counts = np.bincount(
+        ngram[ngram >= 0] * _FOLDS * classes + cell[review],
+        minlength=len(kept) * _FOLDS * classes).reshape(-1, _FOLDS, classes)
+    total = counts.sum(axis=1)
+    known.append(keys[kept])
+    log_odds.append(_ratios(total, prior))
+    others = _ratios(total[:, None] - counts, prior)  # [kept, folds, C]
+    others = np.concatenate([others, np.zeros_like(others, shape=(
+        1, *others.shape[1:]))])  # place -1 is the last
+    features.append(others[number[place], fold[of_review]])
+  return (np.concatenate(known), np.concatenate(log_odds),
+          np.concatenate(features, axis=-1))
+
+
+def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
+  """The places, ascending, of up to `most` keys that come twice or more."""
+  common = np.flatnonzero((keys >= 0) & (counts >= _LEAST))
+  return np.sort(common[np.argsort(-counts[common], kind='stable')[:most]])
+
+
+def _ratios(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
+  """[..., K] reviews by class -> float32 [..., C] log-odds, 0 of no reviews."""
+  smooth = counts + 2 * prior  # 1 and 1 for two classes of equal size
+  odds = np.log(smooth / (smooth.sum(axis=-1, keepdims=True) - smooth))
+  odds = (odds - np.log(prior / (1 - prior))).astype(np.float32)
+  return odds[..., 1:] if len(prior) == 2 else odds
+
+
+def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
+  """Writes `ngrams.npz`; errors as `files.write`."""
+  content = io.BytesIO()
+  np.savez(content, pairs=ngrams.pairs, keys=ngrams.keys,
+           log_odds=ngrams.log_odds)
+  files.write(path, content.getvalue())
+
+
+def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
+  """Reads what `save` wrote, for a model of this config.
+
+  Raises UserError if it is missing, or a stranger's with which an embedding or
+  a search would answer without a word.
+  """
+  data, inputs = config.data, config.model.inputs.split('+')
+  if inputs == ['words']:
+    return NONE
+  most_pairs = (data.bigrams - 1) * ('bigrams' in inputs)
+  most_keys = (data.log_odds_ngrams * data.log_odds_order
+               * ('log_odds' in inputs))
+  most = 8 * most_pairs + 12 * most_keys + 4096
+  content = files.read_bytes(path, most)
+  try:
+    arrays = npz.read_arrays(io.BytesIO(content), most)
+    pairs, keys, log_odds = (
+        arrays[name] for name in ('pairs', 'keys', 'log_odds'))
+    for known, count in (pairs, most_pairs), (keys, most_keys):
+      if (known.dtype != np.int64 or known.ndim != 1 or len(known) > count
+          or (np.diff(known) <= 0).any()):
+        raise ValueError(f'its n-grams are not up to {count} ascending keys')
+    if (log_odds.dtype != np.float32 or log_odds.shape != (len(keys), 1)
+        or not np.isfinite(log_odds).all()):
+      raise ValueError('its log-odds are not a number for each n-gram')
+  except npz.ERRORS as e:
+    raise UserError(f'{os.fspath(path)} is damaged ({e}): copy it again from '
+                    'the run directory, or train again') from e
+  return Ngrams(
+      pairs, keys, log_odds, data.log_odds_order, config.model.inputs)

@@ -1,0 +1,81 @@
+"""Which tokens of reviews are read, as arrays for the devices of a process."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from flax_imdb.data.reviews import Reviews
+from flax_imdb.data.tokenizer import PADDING_ID
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """Which tokens of a review are read, and how; see configs/default.py."""
+  max_length: int
+  bucket_width: int = 0
+  segment_length: int = 0
+  read: str = 'first'
+
+  @classmethod
+  def of(cls, data: ConfigDict) -> 'Reading':
+    """As config.data says."""
+    return cls(**{x.name: data[x.name] for x in dataclasses.fields(cls)})
+
+  def spans(self, reviews: Reviews, rows: np.ndarray) -> tuple[
+      np.ndarray, np.ndarray]:
+    """Where in `reviews.ids` the reading of each row begins, and its tokens.
+
+    Spread segments are of the whole review, and cover what they can of it.
+    """
+    starts, stops = reviews.offsets[rows], reviews.offsets[rows + 1]
+    if self.read == 'spread':
+      return starts, stops - starts
+    lengths = np.minimum(stops - starts, self.max_length)
+    return (stops - lengths if self.read == 'last' else starts), lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """What of each batch is for the devices of one process."""
+  devices: int = 1  # of all processes; each has as many rows of a batch
+  own: slice = slice(None)  # of the devices
+
+  def rows(self, batch_size: int) -> slice:
+    """The rows of a batch for these devices."""
+    first, last, _ = self.own.indices(self.devices)
+    return slice(first * batch_size // self.devices,
+                 last * batch_size // self.devices)
+
+
+def gather(reviews: Reviews, starts: np.ndarray, lengths: np.ndarray,
+           width: int, part: slice) -> Batch:
+  """Reads spans of tokens, int [R] each, at most `width` T long.
+
+  Returns of those in `part` ids int32 [R, T], padded, and lengths int32 [R].
+  Where the reviews have such features also log_odds float32 [R, T, features],
+  and bigrams int32 [R, T], which are places in bigram_rows int32 [all R * T],
+  the rows of the embedding that the whole batch reads, ascending, filled up
+  with some that no embedding has: a step reads and changes those rows alone.
+  """
+  place = np.arange(width)
+  inside = place < lengths[:, None]  # [R, T]
+  at = np.where(inside, starts[:, None] + place, 0)
+  found = {}
+  if 'bigrams' in reviews.features:
+    rows, places = np.unique(
+        np.where(inside, reviews.features['bigrams'][at], 0),
+        return_inverse=True)
+    filled = np.arange(1 << 30, (1 << 30) + at.size, dtype=np.int32)
+    filled[:len(rows)] = rows
+    found = {'bigram_rows': filled, 'bigrams':
+             places.reshape(at.shape)[part].astype(np.int32)}
+  inside, at, lengths = inside[part], at[part], lengths[part]
+  if 'log_odds' in reviews.features:
+    found['log_odds'] = np.where(
+        inside[..., None], reviews.features['log_odds'][at], np.float32(0))
+  return found | {
+      'ids': np.where(inside, reviews.ids[at], PADDING_ID).astype(np.int32),
+      'lengths': lengths.astype(np.int32)}

@@ -1,0 +1,160 @@
+"""Long reviews in segments, which are read side by side and pooled together.
+
+A batch has always the same number of places for segments, so that a step is
+compiled once. Reviews are dealt to the batches and devices such that hardly a
+place stays empty.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+import numpy as np
+
+from flax_imdb.data.reading import Batch, Reading, Share, gather
+from flax_imdb.data.reviews import Reviews
+
+# Places for segments that evaluation has for each review of a batch: reviews
+# of IMDB have 2.8 of 100 tokens.
+_EVAL_SEGMENTS = 3
+
+
+def most_segments(reading: Reading) -> int:
+  """K, the segments of the longest review."""
+  return -(-reading.max_length // reading.segment_length)
+
+
+def counts(reviews: Reviews, reading: Reading) -> np.ndarray:
+  """int [n] segments of each review, 1 to K."""
+  return -(-reviews.lengths(reading.max_length) // reading.segment_length)
+
+
+def eval_size(rows: int, reading: Reading) -> int:
+  """S, the places for segments that evaluation has for `rows` reviews."""
+  return max(_EVAL_SEGMENTS * rows, most_segments(reading))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """Which numbers of segments share a batch: the same in every epoch."""
+  counts: np.ndarray  # int [n] segments of each review
+  batch_of: np.ndarray  # int [n] of the reviews in order of falling counts
+  segments_a_device: int  # S, the places that each device needs at most
+
+  def epoch(self, rng: np.random.Generator) -> list[np.ndarray]:
+    """The reviews of each batch, those with the most segments first.
+
+    Which review of those with equally many goes where, and the order of the
+    batches, is drawn.
+    """
+    order = rng.permutation(len(self.counts))
+    order = order[np.argsort(-self.counts[order], kind='stable')]
+    sizes = np.bincount(self.batch_of)
+    batches = np.split(order[np.argsort(self.batch_of, kind='stable')],
+                       np.cumsum(sizes)[:-1])
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def plan(counts: np.ndarray, batch_size: int, devices: int) -> Plan:
+  """Deals reviews of these numbers of segments to the batches of an epoch."""
+  falling = -np.sort(-counts)
+  batch_of = deal(falling, -(-len(counts) // batch_size))
+  most = 0
+  for batch in range(batch_of.max(initial=0) + 1):
+    own = falling[batch_of == batch]
+    most = max(most, int(np.bincount(deal(own, devices), own).max()))
+  return Plan(counts, batch_of, most)
+
+
+def deal(falling: np.ndarray, n: int) -> np.ndarray:
+  """Deals numbers to n heaps, a number each in turn, the larger to the lower.
+
+  `falling` are int [m], the largest first. Returns int [m] of 0 to n - 1. The
+  heaps differ by one number at most in how many they have, and in their sums by
+  no more than the largest number.
+  """
+  heaps = np.zeros(n, int)
+  chosen = np.empty(len(falling), int)
+  for start in range(0, len(falling), n):
+    some = falling[start:start + n]
+    lowest = np.argsort(heaps, kind='stable')[:len(some)]
+    chosen[start:start + n] = lowest
+    heaps[lowest] += some
+  return chosen
+
+
+def pad(reviews: Reviews, rows: np.ndarray, batch_size: int,
+        segments_a_device: int, reading: Reading, share: Share) -> Batch:
+  """Makes one batch of some reviews of a split, dealt to the devices.
+
+  Args:
+    reviews: the split.
+    rows: int [m] indices of reviews, 1 <= m <= batch_size, those with the most
+      segments first.
+    batch_size: B, a multiple of the devices.
+    segments_a_device: S.
+    reading: how far they are read, in segments of L tokens.
+    share: the devices whose rows to return.
+
+  Returns for each device, one after another, ids int32 [S, L] and lengths int32
+  [S] of segments; segments int32 [B / devices, K], the places in these of each
+  review's, S for none; labels, weights and places [B / devices] as of
+  `batches.pad`, where a place is that in `rows`. Also what `gather` returns.
+  """
+  device = deal(counts(reviews, reading)[rows], share.devices)
+  table = np.full((share.devices, batch_size // share.devices), -1)
+  for i in range(share.devices):
+    own = np.flatnonzero(device == i)
+    table[i, :len(own)] = own
+  return _fill(reviews, np.where(table < 0, -1, rows[table]), table,
+               segments_a_device, reading, share)
+
+
+def _fill(reviews: Reviews, table: np.ndarray, places: np.ndarray, size: int,
+          reading: Reading, share: Share) -> Batch:
+  """As `pad`; `table` int [devices, reviews a device], -1 for none."""
+  real = table.ravel() >= 0
+  rows = np.where(real, table.ravel(), 0)
+  starts, lengths = reading.spans(reviews, rows)
+  number = np.where(real, counts(reviews, reading)[rows], 0)
+  # Of each segment: its review, which of its segments it is, its place.
+  of = np.repeat(np.arange(len(rows)), number)
+  k = np.arange(len(of)) - np.repeat(np.cumsum(number) - number, number)
+  by_device = number.reshape(table.shape)
+  first = (np.cumsum(by_device, axis=1) - by_device).ravel()
+  place = first[of] + k
+  at = of // table.shape[1] * size + place
+  length = reading.segment_length
+  begins, sizes = np.zeros((2, share.devices * size), np.int64)
+  begins[at] = starts[of] + np.where(
+      number[of] > 1,
+      k * (lengths[of] - length) // np.maximum(number[of] - 1, 1), 0)
+  sizes[at] = np.minimum(lengths[of], length)
+  segments = np.full((len(rows), most_segments(reading)), size, np.int32)
+  segments[of, k] = place
+  part = share.rows(len(rows))
+  return gather(reviews, begins, sizes, length,
+                share.rows(share.devices * size)) | {
+      'segments': segments[part], 'weights': real[part].astype(np.float32),
+      'labels': np.where(real, reviews.labels[rows], 0)[part].astype(
+          np.float32),
+      'places': np.maximum(places, 0).ravel()[part].astype(np.int32)}
+
+
+def eval_batches(reviews: Reviews, batch_size: int, reading: Reading,
+                 share: Share) -> Iterator[tuple[np.ndarray, Batch]]:
+  """Every review once, in their order; see `batches.eval_batches`.
+
+  A device has as many reviews as its rows and places for segments allow.
+  """
+  rows = batch_size // share.devices
+  size = eval_size(rows, reading)
+  number = counts(reviews, reading).tolist()
+  row = 0
+  while row < len(number):
+    table = np.full((share.devices, rows), -1)
+    for device in range(share.devices):
+      free, i = size, 0
+      while i < rows and row < len(number) and number[row] <= free:
+        table[device, i] = row
+        free, i, row = free - number[row], i + 1, row + 1
+    yield table.ravel(), _fill(reviews, table, table, size, reading, share)

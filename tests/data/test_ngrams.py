@@ -1,0 +1,208 @@
+"""Pairs and log-odds: as plain loops count them, and never a review's own."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+
+from flax_imdb.config import load_config
+from flax_imdb.data import ngrams
+from flax_imdb.data.reviews import Reviews
+from flax_imdb.errors import UserError
+
+
+def _config(inputs='words+bigrams+log_odds', **data):
+  config = load_config('configs/default.py')
+  config.model.inputs = inputs
+  config.data.update(bigrams=1000, log_odds_ngrams=1000, **data)
+  return config
+
+
+def _reviews(n=60, words=7, seed=0, labels=None):
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(1, 9, n)
+  ids = rng.integers(4, 4 + words, lengths.sum()).astype(np.uint16)
+  offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+  ids[offsets[:-1]] = 1  # as each review begins
+  if labels is None:
+    labels = rng.integers(0, 2, n).astype(np.int8)
+  return Reviews(ids, offsets, labels)
+
+
+def _rows(reviews):
+  return [tuple(reviews.ids[a:b].tolist()) for a, b in
+          zip(reviews.offsets[:-1], reviews.offsets[1:], strict=True)]
+
+
+def _grams(row, order):
+  """The n-gram that ends at each token, None where there is none yet."""
+  return [row[i + 1 - order:i + 1] if i + 1 >= order else None
+          for i in range(len(row))]
+
+
+def _plain_log_odds(reviews, order, others):
+  """The feature of each token, counted on `others(row)` reviews by loops."""
+  rows, found = _rows(reviews), []
+  labels = reviews.labels.tolist()
+  share = (sum(labels) + 1) / (len(labels) + 2)
+  everywhere = collections.Counter(
+      g for row in rows for g in {*_grams(row, order)} - {None})
+  for number, row in enumerate(rows):
+    counted = others(number)
+    for gram in _grams(row, order):
+      if gram is None or everywhere[gram] < 2:
+        found.append(0.0)
+        continue
+      have = [labels[i] for i in counted if gram in _grams(rows[i], order)]
+      positive = sum(have)
+      negative = len(have) - positive
+      found.append(math.log((positive + 2 * share)
+                            / (negative + 2 * (1 - share)))
+                   - math.log(share / (1 - share)))
+  return np.array(found)
+
+
+def test_log_odds_of_unseen_reviews_are_of_all_training_reviews():
+  reviews = _reviews()
+  known, _ = ngrams.fit(_config(), reviews)
+  got = known.annotate(reviews).features['log_odds']
+  assert got.shape == (len(reviews.ids), 3) and got.dtype == np.float32
+  for order in (1, 2, 3):
+    np.testing.assert_allclose(got[:, order - 1], _plain_log_odds(
+        reviews, order, lambda _: range(60)), atol=1e-6)
+  assert (got != 0).any(axis=0).all()
+
+
+def test_log_odds_to_train_with_are_of_the_other_folds():
+  reviews = _reviews()
+  _, annotated = ngrams.fit(_config(), reviews)
+  fold = np.random.default_rng(0).integers(10, size=60)
+  for order in (1, 2, 3):
+    np.testing.assert_allclose(
+        annotated.features['log_odds'][:, order - 1], _plain_log_odds(
+            reviews, order, lambda row: np.flatnonzero(fold != fold[row])),
+        atol=1e-6)
+
+
+def test_a_reviews_own_label_changes_nothing_that_it_is_trained_with():
+  reviews = _reviews()
+  _, before = ngrams.fit(_config(), reviews)
+  labels = reviews.labels.copy()
+  # Two of one fold, of either label: the share of each stays as it is.
+  fold = np.random.default_rng(0).integers(10, size=60)
+  a, b = (np.flatnonzero((fold == fold[0]) & (labels == x))[0] for x in (0, 1))
+  labels[[a, b]] ^= 1
+  _, after = ngrams.fit(_config(), _reviews(labels=labels))
+  changed = (before.features['log_odds'] != after.features['log_odds']).any(
+      axis=1)
+  for row in range(60):
+    part = changed[reviews.offsets[row]:reviews.offsets[row + 1]]
+    if fold[row] == fold[0]:
+      assert not part.any()
+  assert changed.any()
+
+
+def test_pairs_are_numbered_and_rare_ones_are_0():
+  reviews = _reviews()
+  known, annotated = ngrams.fit(_config(), reviews)
+  counts = collections.Counter(
+      g for row in _rows(reviews) for g in _grams(row, 2) if g)
+  ids = {}
+  place = 0
+  for row in _rows(reviews):
+    for gram in _grams(row, 2):
+      got = annotated.features['bigrams'][place]
+      place += 1
+      if gram is None or counts[gram] < 2:
+        assert got == 0
+      else:
+        assert ids.setdefault(gram, got) == got > 0
+  assert sorted(ids.values()) == list(range(1, 1 + len(known.pairs)))
+  np.testing.assert_array_equal(
+      known.annotate(reviews).features['bigrams'],
+      annotated.features['bigrams'])
+
+
+def test_the_most_frequent_are_kept():
+  config = _config()
+  config.data.bigrams, config.data.log_odds_ngrams = 6, 3
+  known, _ = ngrams.fit(config, _reviews())
+  assert len(known.pairs) == 5 and len(known.keys) == 9
+  counts = collections.Counter(
+      g for row in _rows(_reviews()) for g in _grams(row, 2) if g)
+  least = sorted(counts.values())[-5]
+  for key in known.pairs.tolist():
+    pair = (key >> 20) & 0xfffff, key & 0xfffff
+    assert counts[pair] >= least
+
+
+def test_no_ngram_goes_over_the_start_of_a_review():
+  reviews = Reviews(np.array([1, 5, 1, 6, 1, 5, 1, 6], np.uint16),
+                    np.array([0, 2, 4, 6, 8]), np.array([0, 1, 0, 1], np.int8))
+  known, _ = ngrams.fit(_config(), reviews)
+  assert len(known.pairs) == 2  # of the start and 5, and 6
+  assert len(known.keys) == 3 + 2
+
+
+def test_what_is_saved_answers_as_what_was_learned(tmp_path):
+  config, reviews = _config(), _reviews()
+  known, _ = ngrams.fit(config, reviews)
+  ngrams.save(known, tmp_path / 'ngrams.npz')
+  loaded = ngrams.load(tmp_path / 'ngrams.npz', config)
+  new = _reviews(seed=1, words=9)
+  a, b = (x.annotate(new).features for x in (known, loaded))
+  for name in ('bigrams', 'log_odds'):
+    np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize('inputs', ['words+bigrams', 'words+log_odds'])
+def test_only_what_the_model_reads_is_learned(inputs, tmp_path):
+  config = _config(inputs)
+  known, annotated = ngrams.fit(config, _reviews())
+  (name,) = annotated.features
+  assert inputs == f'words+{name}'
+  ngrams.save(known, tmp_path / 'ngrams.npz')
+  loaded = ngrams.load(tmp_path / 'ngrams.npz', config)
+  assert list(loaded.annotate(_reviews()).features) == [name]
+
+
+def test_a_model_of_words_needs_no_file(tmp_path):
+  config = _config('words')
+  assert ngrams.load(tmp_path / 'ngrams.npz', config) is ngrams.NONE
+  assert ngrams.NONE.annotate(_reviews()).features == {}
+
+
+def test_pairs_of_a_run_before_are_kept():
+  known, _ = ngrams.fit(_config(), _reviews())
+  other = _reviews(seed=5)
+  again, annotated = ngrams.fit(_config(), other, known.pairs)
+  np.testing.assert_array_equal(again.pairs, known.pairs)
+  np.testing.assert_array_equal(
+      annotated.features['bigrams'], known.annotate(other).features['bigrams'])
+
+
+def _damaged(path, **arrays):
+  with np.load(path) as f:
+    arrays = dict(f) | arrays
+  np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(('change', 'line'), [
+    (lambda path: path.unlink(), 'cannot read'),
+    (lambda path: path.write_bytes(path.read_bytes()[:-200]), 'is damaged'),
+    (lambda path: _damaged(path, pairs=np.array([5, 5])), 'ascending'),
+    (lambda path: _damaged(path, keys=np.arange(4001)), 'ascending'),
+    (lambda path: _damaged(path, pairs=np.arange(9.0)), 'ascending'),
+    (lambda path: _damaged(path, log_odds=np.zeros((3, 1), 'f4')),
+     'a number for each n-gram'),
+    (lambda path: _damaged(path, keys=np.arange(1),
+                           log_odds=np.full((1, 1), np.nan, 'f4')),
+     'a number for each n-gram')],
+    ids=['missing', 'truncated', 'twice', 'many', 'floats', 'short', 'nan'])
+def test_a_file_that_is_not_whole_is_refused(change, line, tmp_path):
+  path, config = tmp_path / 'ngrams.npz', _config()
+  ngrams.save(ngrams.fit(config, _reviews())[0], path)
+  change(path)
+  with pytest.raises(UserError, match=line):
+    ngrams.load(path, config)
