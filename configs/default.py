@@ -56,9 +56,7 @@ def get_config() -> ConfigDict:
   config.data.log_odds_ngrams = 1_000_000  # most of each length that are kept
 
   config.model = ConfigDict()
-  # Words, and for each token what the words before and it make: bigrams, an
-  # embedding of pairs; log_odds, of the classes given 1, 2 and 3 words.
-  config.model.inputs = 'words+bigrams+log_odds'
+  config.model.inputs = 'words+bigrams+log_odds'  # or fewer; see ngrams.py
   config.model.cell = 'lstm'  # or simple_rnn
   config.model.embedding_dim = 32  # features a word
   config.model.width = 32  # units a layer and direction

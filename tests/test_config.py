@@ -148,10 +148,29 @@ def test_check_refuses(default, field, value, message):
 
 def test_check_refuses_buckets_for_a_model_that_reads_padding(default):
   default.model.mask_padding = False
+  with pytest.raises(UserError, match=r'mask_padding=False.*segment_length=0'):
+    check_fields(default)
+  default.data.segment_length = 0
   with pytest.raises(UserError, match=r'mask_padding=False.*bucket_width=0'):
     check_fields(default)
   default.data.bucket_width = 0
   check_fields(default)
+
+
+@pytest.mark.parametrize('inputs', [
+    '', 'bigrams', 'words+', 'words+bigrams+bigrams', 'bigrams+words'])
+def test_check_refuses_inputs_that_there_are_not(inputs, default):
+  default.model.inputs = inputs
+  with pytest.raises(UserError, match='choose words, or words'):
+    check_fields(default)
+
+
+def test_check_refuses_to_spread_what_is_read_in_one(default):
+  default.data.read = 'spread'
+  check_fields(default)
+  default.data.segment_length = 0
+  with pytest.raises(UserError, match=r'spread.*segment_length=100'):
+    check_fields(default)
 
 
 def test_check_refuses_missing_and_unknown_fields_and_other_types(default):
