@@ -1,6 +1,7 @@
 """Config files: find, load, check, save, compare."""
 
 import dataclasses
+import difflib
 import importlib.util
 import json
 import os
@@ -146,8 +147,9 @@ def override(config: ConfigDict, field: str, text: str) -> None:
   """
   values = _flat(config)
   if field not in values:
+    near = difflib.get_close_matches(field, values, n=8, cutoff=0)
     raise UserError(f'config.{field} is not a field; there are '
-                    + ', '.join(sorted(values)))
+                    f'{", ".join(near)} and more in configs/default.py')
   kind = type(values[field])
   try:
     value: Any = _BOOLS[text.lower()] if kind is bool else kind(text)

@@ -105,7 +105,7 @@ def test_override_reads_the_fields_type(default, field, text, value):
 
 @pytest.mark.parametrize(('field', 'text', 'message'), [
     ('model.widht', '3', r'config\.model\.widht is not a field.*model\.width'),
-    ('model', '3', r'config\.model is not a field.*seed'),
+    ('model', '3', r'config\.model is not a field.*model.width'),
     ('seed', '1.5', r'config\.seed=1\.5: give a whole number, such as 0'),
     ('seed', '', 'config.seed=: give a whole number'),
     ('num_epochs', '1e3', 'give a whole number, such as'),

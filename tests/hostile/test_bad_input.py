@@ -95,7 +95,7 @@ FLAGS = {
     'model too large': (
         ['--config.data.vocab_size=1000000',
          '--config.model.embedding_dim=1000'],
-        '1,000,.* parameters, more than 268,435,456: lower config.data.vocab'),
+        '1,200,.* parameters, more than 268,435,456: lower config.data.vocab'),
     'fewer examples than none': (
         ['--config.show_examples=-1'], 'must be finite, at least 0'),
     'seed of 33 bits': ([f'--config.seed={1 << 32}'], 'must be under 42949'),
@@ -111,8 +111,17 @@ FLAGS = {
     'unknown data set': (
         ['--config.data.name=imdb'], 'choose imdb_reviews, grammar_reviews'),
     'buckets without a mask': (
-        ['--config.model.mask_padding=false'],
+        ['--config.model.mask_padding=false',
+         '--config.data.segment_length=0'],
         r'give --config\.data\.bucket_width=0'),
+    'segments without a mask': (
+        ['--config.model.mask_padding=false'],
+        r'give --config\.data\.segment_length=0'),
+    'inputs that there are not': (
+        ['--config.model.inputs=words+trigrams'], 'choose words, or words'),
+    'a read of segments without these': (
+        ['--config.data.read=spread', '--config.data.segment_length=0'],
+        r'give --config\.data\.segment_length=100'),
     'unknown config': (
         ['--config=configs/no.py'],
         'configs/no.py not found; there are .*configs/quickstart.py'),

@@ -358,9 +358,10 @@ CONFIGS = {
     'huge vocabulary': (_with(vocab_size=10**9), 'vocab_size='),
     'huge batch': (_with(global_batch_size=10**9), 'global_batch_size='),
     'long reviews': (_with(max_length=10**9), 'max_length='),
+    'many pairs': (_with(bigrams=1 << 24, embedding_dim=64), 'parameters, mo'),
     'wide buckets': (_with(bucket_width=10**9), 'bucket_width='),
     'many parameters': (
-        _with(vocab_size=1 << 20, embedding_dim=512), 'asks for 537,'),
+        _with(vocab_size=1 << 20, embedding_dim=512), 'asks for 639,'),
     'many parameters in layers': (
         _with(width=3000, layers=2), 'parameters, more than 268,435,456'),
     'much in a batch': (
