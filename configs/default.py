@@ -21,6 +21,9 @@ def get_config() -> ConfigDict:
 
   # Optimizer
   config.optimizer = 'adam'  # rmsprop, adam, adamw or sgd
+  # Rare words and pairs have gradients near 1e-7, at which Keras' epsilon, 1e-7,
+  # would slow them down.
+  config.adam_epsilon = 1e-8  # added to the root in Adam's denominator
   config.learning_rate = 5e-3  # the highest of the schedule
   config.schedule = 'cosine'  # constant, or cosine down to 0 at the last step
   config.warmup_epochs = 0.3  # linear rise from 0, in epochs
@@ -29,7 +32,7 @@ def get_config() -> ConfigDict:
   config.label_smoothing = 0.0  # 0.1 asks for probabilities 0.05 and 0.95
   config.on_nan = 'stop'  # or skip: leave out steps that are not finite
   config.ema_decay = 0.99  # a step's share that averaged weights keep; 0 = off
-  config.adversarial_norm = 1.0  # of what is added to embedded inputs; 0 = off
+  config.adversarial_norm = 0.3  # of what is added to embedded inputs; 0 = off
   config.adversarial_weight = 1.0  # of the loss with that added
 
   # After each epoch

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
   config = packaged('default')
   config.num_epochs = 4  # passes over 22,500 reviews
   config.global_batch_size = 128  # reviews a step
+  config.adam_epsilon = 1e-7  # Keras'
   config.warmup_epochs = 0.5  # linear rise from 0, in epochs
   config.adversarial_norm = 0.0  # nothing is added to inputs
   config.data.validation_by = 'rows'  # the last ones

@@ -46,6 +46,7 @@ _FIELDS = {
     'init_from': _TEXT,
     'debug': _BOOL,
     'optimizer': _Field(str, ('rmsprop', 'adam', 'adamw', 'sgd')),
+    'adam_epsilon': _Field(float, least=0, most=1),
     'learning_rate': _Field(float, least=0, most=1e38),  # of float32
     'schedule': _Field(str, ('constant', 'cosine')),
     'warmup_epochs': _Field(float, least=0, most=50_000),
@@ -94,7 +95,7 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
-    'data.word_index': '', 'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
+    'data.word_index': '', 'adam_epsilon': 1e-7, 'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
     'data.validation_by': 'rows', 'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,

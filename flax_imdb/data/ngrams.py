@@ -136,7 +136,11 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     total = counts.sum(axis=1)
     known.append(keys[kept])
     log_odds.append(_ratios(total, prior))
-    others = _ratios(total[:, None] - counts, prior)  # [kept, folds, C]
+    rest = total[:, None] - counts  # [kept, folds, classes]
+    # What would not be kept without its fold is unknown there, too: training
+    # reads as few n-grams as evaluation does.
+    rest[rest.sum(axis=-1) < _LEAST] = 0
+    others = _ratios(rest, prior)  # [kept, folds, C]
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
     features.append(others[number[place], fold[of_review]])

@@ -11,10 +11,11 @@ from flax_imdb.model.classifier import TABLE
 # Each scales a gradient; weight decay and the learning rate are common to all.
 _SCALE_BY = {
     # Keras' RMSprop: v starts at 0 and epsilon stands inside the root.
-    'rmsprop': lambda: optax.scale_by_rms(
+    'rmsprop': lambda config: optax.scale_by_rms(
         decay=0.9, eps=1e-7, eps_in_sqrt=True, initial_scale=0.0),
-    'adam': lambda: optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-7),
-    'sgd': optax.identity,
+    'adam': lambda config: optax.scale_by_adam(
+        b1=0.9, b2=0.999, eps=config.adam_epsilon),
+    'sgd': lambda config: optax.identity(),
 }
 _SCALE_BY['adamw'] = _SCALE_BY['adam']  # decay is decoupled for every name
 
@@ -44,7 +45,7 @@ def build_optimizer(
         lambda path, x: x.ndim == 2 and path[0].key not in ('embed', TABLE),
         params)
 
-  steps = [_SCALE_BY[config.optimizer]()]
+  steps = [_SCALE_BY[config.optimizer](config)]
   if config.clip_norm:
     steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
   if config.weight_decay:

@@ -55,6 +55,9 @@ def _plain_log_odds(reviews, order, others):
         found.append(0.0)
         continue
       have = [labels[i] for i in counted if gram in _grams(rows[i], order)]
+      if len(have) < 2:
+        found.append(0.0)
+        continue
       positive = sum(have)
       negative = len(have) - positive
       found.append(math.log((positive + 2 * share)
