@@ -26,8 +26,8 @@ class FlaxImdb:
     from ml_collections import ConfigDict
 
     from flax_imdb.cluster import devices
-    from flax_imdb.inference import evaluate
     from flax_imdb.data.ngrams import NONE
+    from flax_imdb.inference import evaluate
     from flax_imdb.model import classifier
     from flax_imdb.terminal import CompileClock
     from flax_imdb.train.optimizer import build_optimizer

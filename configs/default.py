@@ -21,8 +21,8 @@ def get_config() -> ConfigDict:
 
   # Optimizer
   config.optimizer = 'adam'  # rmsprop, adam, adamw or sgd
-  # Rare words and pairs have gradients near 1e-7, at which Keras' epsilon, 1e-7,
-  # would slow them down.
+  # Rare words and pairs have gradients near 1e-7: Keras' epsilon, 1e-7, would
+  # slow them down.
   config.adam_epsilon = 1e-8  # added to the root in Adam's denominator
   config.learning_rate = 5e-3  # the highest of the schedule
   config.schedule = 'cosine'  # constant, or cosine down to 0 at the last step

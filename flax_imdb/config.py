@@ -95,8 +95,9 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
-    'data.word_index': '', 'adam_epsilon': 1e-7, 'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
-    'data.validation_by': 'rows', 'data.read': 'first',
+    'data.word_index': '', 'adam_epsilon': 1e-7, 'adversarial_norm': 0.0,
+    'adversarial_weight': 1.0, 'data.validation_by': 'rows',
+    'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
     'model.inputs': 'words', 'model.bigram_dropout': 0.5,

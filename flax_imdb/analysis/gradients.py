@@ -49,11 +49,13 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
   nothing = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), shapes['perturbations'])
 
+  inputs: dict[str, Any] = dict(batch)
+
   @jax.jit
   def gradient(params, nothing):
     def logits(nothing):
       return jnp.sum(model.apply(  # type: ignore[arg-type]
-          {'params': params, 'perturbations': nothing}, **batch))
+          {'params': params, 'perturbations': nothing}, **inputs))
     return jax.grad(logits)(nothing)
 
   found = gradient(params, nothing)

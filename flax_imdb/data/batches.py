@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.data import segments
-from flax_imdb.data.reading import Batch, Reading, Share, gather
+from flax_imdb.data.reading import ALONE, Batch, Reading, Share, gather
 from flax_imdb.data.reviews import Reviews
 
 # Reviews of similar length share a batch, chosen among this many batches: more
@@ -31,7 +31,7 @@ def padded_length(length: int, bucket_width: int, max_length: int) -> int:
 
 
 def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, reading: Reading,
-        share: Share = Share()) -> Batch:
+        share: Share = ALONE) -> Batch:
   """Makes one batch of some reviews of a split, each read in one.
 
   Args:
@@ -70,7 +70,7 @@ class TrainBatches:
   seed: int
   batch_size: int
   reading: Reading
-  share: Share = Share()
+  share: Share = ALONE
 
   @property
   def steps_per_epoch(self) -> int:
@@ -121,7 +121,7 @@ def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
 
 def eval_batches(
     reviews: Reviews, batch_size: int, reading: Reading,
-    share: Share = Share()) -> Iterator[tuple[np.ndarray, Batch]]:
+    share: Share = ALONE) -> Iterator[tuple[np.ndarray, Batch]]:
   """Every review once; the arguments are those of `pad`.
 
   Yields (rows, batch): int [B], the review in each row of the whole batch, or
@@ -147,7 +147,8 @@ def shapes(config: ConfigDict, rows: int,
   """
   reading, inputs = Reading.of(config.data), config.model.inputs.split('+')
   size, width = rows, reading.max_length
-  found = {name: ((rows,), dtype) for name, dtype in (
+  found: dict[str, tuple[tuple[int, ...], str]] = {
+      name: ((rows,), dtype) for name, dtype in (
       ('labels', 'float32'), ('weights', 'float32'), ('places', 'int32'))}
   if reading.segment_length:
     size, width = segments.eval_size(rows, reading), reading.segment_length

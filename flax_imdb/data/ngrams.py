@@ -1,4 +1,4 @@
-"""What the words before a token make of it: word pairs, and log-odds of classes.
+"""What the words before make of a token: word pairs, and log-odds of classes.
 
 Both are learned from the training reviews alone, and saved with the run as
 `ngrams.npz`: a run directory answers for any text.

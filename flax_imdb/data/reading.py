@@ -8,7 +8,7 @@ import numpy as np
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.data.tokenizer import PADDING_ID
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # by the name of what it holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Share:
     first, last, _ = self.own.indices(self.devices)
     return slice(first * batch_size // self.devices,
                  last * batch_size // self.devices)
+
+
+ALONE = Share()  # all rows for one device
 
 
 def gather(reviews: Reviews, starts: np.ndarray, lengths: np.ndarray,

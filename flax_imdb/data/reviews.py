@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 import time
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -153,8 +154,9 @@ def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
   return digest.hexdigest()
 
 
-def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
-            texts: Callable[[], Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+def _divide(
+    data: ConfigDict, fingerprint: str, n: int, announce: Announce,
+    texts: Callable[[], Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
   """The rows, of n, that train and that validate, ascending; from the cache.
 
   `texts` are those of data.train_split, which take a while to read.
@@ -208,7 +210,7 @@ def _write_reviews(path: pathlib.Path, reviews: Reviews) -> None:
   _write(path, ids=reviews.ids, offsets=reviews.offsets, labels=reviews.labels)
 
 
-def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+def _write(path: pathlib.Path, **arrays: Any) -> None:
   content = io.BytesIO()
   np.savez(content, **arrays)
   files.write(path, content.getvalue())

@@ -24,7 +24,7 @@ def most_segments(reading: Reading) -> int:
 
 
 def counts(reviews: Reviews, reading: Reading) -> np.ndarray:
-  """int [n] segments of each review, 1 to K."""
+  """Int [n] segments of each review, 1 to K."""
   return -(-reviews.lengths(reading.max_length) // reading.segment_length)
 
 

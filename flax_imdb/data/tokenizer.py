@@ -134,7 +134,7 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def fit_and_encode(
     texts: Sequence[str], train: Sequence[int] | np.ndarray,
     vocab_size: int) -> tuple[Tokenizer, list[np.ndarray]]:
-  """Fits to the texts of these rows and encodes all texts, each of which is read once.
+  """Fits to the texts of these rows and encodes all; each text is read once.
 
   Returns what `fit_tokenizer` and then `encode` would.
   """

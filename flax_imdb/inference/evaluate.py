@@ -44,9 +44,10 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
                 ngrams: Ngrams, compiled: CompileClock) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
-  `params` are replicated; reviews need no features, `ngrams` gives them. Each review goes through the model once; its logit
-  does not depend on the number of devices, nor, as long as padding is masked,
-  on its batch. Each process works on its own rows, and all get all logits.
+  `params` are replicated; reviews need no features, `ngrams` gives them. Each
+  review goes through the model once; its logit does not depend on the number of
+  devices, nor, as long as padding is masked, on its batch. Each process works
+  on its own rows, and all get all logits.
   """
   forward = compiled.wrap(make_forward(model))
   reading = Reading.of(config.data)

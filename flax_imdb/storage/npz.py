@@ -24,8 +24,9 @@ def read_arrays(source: str | os.PathLike[str] | IO[bytes],
                 most: int) -> dict[str, np.ndarray]:
   """Reads the arrays of numbers that np.savez or np.savez_compressed wrote.
 
-  `source` is its path or an open file. By name, in the file's order. Raises one of `ERRORS` if the file is damaged or
-  holds anything else, or more than `most` bytes, which are not allocated.
+  `source` is its path or an open file. By name, in the file's order. Raises one
+  of `ERRORS` if the file is damaged or holds anything else, or more than `most`
+  bytes, which are not allocated.
   """
   arrays = {}
   with zipfile.ZipFile(source) as archive:

@@ -1,5 +1,7 @@
-"""What a step minimises, and its gradient: cross entropy, also of the worst
-small change of the input."""
+"""What a step minimises, and its gradient.
+
+Cross entropy, and that with the worst small change of the input.
+"""
 
 from typing import Any
 
@@ -26,7 +28,8 @@ def loss_and_gradient(
   targets_B = optax.smooth_labels(
       jnp.stack([1 - batch['labels'], batch['labels']], axis=-1),
       config.label_smoothing)[:, 1]
-  inputs = {name: batch[name] for name in classifier.INPUTS if name in batch}
+  inputs: dict[str, Any] = {
+      name: batch[name] for name in classifier.INPUTS if name in batch}
 
   def summed_loss(params: Params, change: dict[str, Any]):
     logits_B: Any = model.apply(

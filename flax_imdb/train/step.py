@@ -78,10 +78,10 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
   """Makes step(state, batch) -> (state, metrics), compiled for all devices.
 
-  The batch is one of `TrainBatches` after `devices.shard`; the metrics are those
-  of the epoch so far. Losses and gradients are summed over all devices and
-  divided by the global weight, so that a short last batch and unequal shares
-  count every review the same. `devices` as in `devices.data_parallel`.
+  The batch is one of `TrainBatches` after `devices.shard`; the metrics are
+  those of the epoch so far. Losses and gradients are summed over all devices
+  and divided by the global weight, so that a short last batch and unequal
+  shares count every review the same. `devices` as in `devices.data_parallel`.
   """
   def train_step(state: TrainState, batch: dict[str, jax.Array],
                  sum_over_devices: Callable) -> tuple[TrainState, Metrics]:

@@ -127,7 +127,8 @@ def test_without_pairs_and_log_odds_it_is_the_model_of_words():
   fewer = {k: v for k, v in params.items() if k != 'bigrams'}
   for direction in ('forward_0', 'backward_0'):
     cell = params[direction]['steps']['cell']
-    fewer[direction] = {'steps': {'cell': cell | {'kernel': cell['kernel'][:4]}}}
+    fewer[direction] = {'steps': {'cell': cell | {
+        'kernel': cell['kernel'][:4]}}}
   np.testing.assert_allclose(
       _logits(model, params, inputs),
       _logits(words, fewer, {k: inputs[k] for k in (

@@ -171,6 +171,7 @@ def test_rows_that_a_batch_does_not_read_stand_still():
 
 def test_no_rows_means_all():
   tree = _with_table(START)
-  assert take_rows(tree, None, 'bigrams')['bigrams']['embedding'].shape == (3, 4)
+  assert take_rows(
+      tree, None, 'bigrams')['bigrams']['embedding'].shape == (3, 4)
   put = put_rows(tree, _with_table(2 * START), None, 'bigrams')
   np.testing.assert_array_equal(put['bigrams']['embedding'], 2 * START)
