@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
   config.data.validation_fraction = 0.1  # of the training split; or 0
   config.data.validation_by = 'groups'  # that share names; or rows, the last
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
+  config.data.punctuation = True  # ! ? . , ; : ( ) " * are words, too
   config.data.max_length = 1000  # tokens of a review that are read
   config.data.read = 'first'  # of them; last; or spread: segments over all
   config.data.segment_length = 100  # tokens read in one; 0 = the whole review

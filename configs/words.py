@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
   config.warmup_epochs = 0.5  # linear rise from 0, in epochs
   config.adversarial_norm = 0.0  # nothing is added to inputs
   config.data.validation_by = 'rows'  # the last ones
+  config.data.punctuation = False  # no word
   config.data.max_length = 500  # tokens
   config.data.segment_length = 0  # all of them in one
   config.model.inputs = 'words'  # no pairs, no log-odds

@@ -67,6 +67,7 @@ _FIELDS = {
     'data.validation_fraction': _FRACTION,
     'data.validation_by': _Field(str, ('groups', 'rows')),
     'data.vocab_size': _Field(int, least=5, most=1 << 20),
+    'data.punctuation': _BOOL,
     'data.max_length': _Field(int, least=2, most=1 << 20),
     'data.read': _Field(str, ('first', 'last', 'spread')),
     'data.segment_length': _Field(int, least=0, most=1 << 20),
@@ -97,7 +98,7 @@ _FIELDS = {
 _ADDED = {
     'data.word_index': '', 'adam_epsilon': 1e-7, 'adversarial_norm': 0.0,
     'adversarial_weight': 1.0, 'data.validation_by': 'rows',
-    'data.read': 'first',
+    'data.punctuation': False, 'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
     'model.inputs': 'words', 'model.bigram_dropout': 0.5,
@@ -185,6 +186,10 @@ def check_fields(config: ConfigDict) -> None:
     raise UserError(f'config.model.inputs={config.model.inputs:.40}: choose '
                     'words, or words+bigrams, words+log_odds or '
                     'words+bigrams+log_odds')
+  if config.data.word_index and config.data.punctuation:
+    raise UserError(
+        'config.data.word_index has words alone: give '
+        '--config.data.punctuation=false as well')
   if config.data.read == 'spread' and not config.data.segment_length:
     raise UserError('config.data.read=spread is of segments: give '
                     '--config.data.segment_length=100 as well')

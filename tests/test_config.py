@@ -249,7 +249,7 @@ def test_a_field_that_an_older_version_had_not_is_what_it_did(
   del written.data['word_index']
   write_config(written, tmp_path / 'config.json')
   assert differences(read_config(tmp_path / 'config.json'), default) == {}
-  default.data.word_index = 'words.json'
+  default.data.word_index, default.data.punctuation = 'words.json', False
   write_config(default, tmp_path / 'config.json')
   assert read_config(tmp_path / 'config.json').data.word_index == 'words.json'
   del written.data['vocab_size']  # which it had

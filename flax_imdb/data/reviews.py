@@ -95,7 +95,7 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
         data.validation_fraction, data.validation_by, data.vocab_size,
-        groups.VERSION, VERSION)
+        data.punctuation, groups.VERSION, VERSION)
     if path.exists():
       try:
         return load_tokenizer(path, data.vocab_size)
@@ -104,7 +104,8 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     start = time.perf_counter()
     texts, labels = sources.read_texts(data.name, data.train_split)
     train, _ = _divide(data, fingerprint, len(labels), announce, lambda: texts)
-    tokenizer, rows = fit_and_encode(texts, train, data.vocab_size)
+    tokenizer, rows = fit_and_encode(
+        texts, train, data.vocab_size, data.punctuation)
     save_tokenizer(tokenizer, path)
     # For `load_splits`, so that these texts are read once.
     ids_path = _ids_path(data.name, fingerprint, tokenizer, data.train_split)

@@ -54,18 +54,25 @@ _UNSPACED = (r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}'
              r'\p{Myanmar}')
 _PART = (rf'[\p{{L}}\p{{Nd}}&&[^{_UNSPACED}]]'
          rf'[\p{{L}}\p{{Nd}}\p{{M}}&&[^{_UNSPACED}]]*')
+_MARKS = '[!?.,;:()"*]'  # what may be a word of its own, each time it comes
 _WORD = rf"[{_UNSPACED}]\p{{M}}*|{_PART}(?:'{_PART})*"
 # Where `re` and `tokenizers` agree: no marks to compose, and lower case is that
 # of each character. Not so the dotted capital I, which becomes two of them.
 _LATIN = '\0-\u012f\u0131-\u017f\u2010-\u2027'
 _NOT_LATIN = re.compile(f'[^{_LATIN}]')
 _LATIN_PART = '[0-9a-z\u00aa\u00b5\u00ba\u00df-\u00f6\u00f8-\u017f]+'
-_LATIN_WORD = re.compile(f"{_LATIN_PART}(?:'{_LATIN_PART})*")
+_LATIN_WORD = f"{_LATIN_PART}(?:'{_LATIN_PART})*"
+# Without and with marks.
+_LATIN_WORDS = re.compile(_LATIN_WORD), re.compile(f'{_LATIN_WORD}|{_MARKS}')
 _LATIN_TAG = re.compile(_TAG)
 
 
-def _build(words: Iterable[str], version: int = VERSION) -> Tokenizer:
-  """A tokenizer of these words, with the rules of a version of this module."""
+def _build(words: Iterable[str], marks: bool = False,
+           version: int = VERSION) -> Tokenizer:
+  """A tokenizer of these words, with the rules of a version of this module.
+
+  `marks` are words, too, but not of version 1.
+  """
   vocab = {word: i for i, word in enumerate([*_SPECIAL, *words])}
   ' '.join(vocab).encode()  # the library tells half a character in ten lines
   tokenizer = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
@@ -86,7 +93,7 @@ def _build(words: Iterable[str], version: int = VERSION) -> Tokenizer:
         normalizers.Replace(Regex(f'[{_APOSTROPHES}]'), "'"),
     ])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(_WORD), 'removed', invert=True)
+        Regex(f'{_WORD}|{_MARKS}' if marks else _WORD), 'removed', invert=True)
   tokenizer.post_processor = processors.TemplateProcessing(
       single='[START] $A', special_tokens=[('[START]', START_ID)])
   tokenizer.add_special_tokens(_SPECIAL)
@@ -100,40 +107,52 @@ def unescapes(tokenizer: Tokenizer) -> bool:
       tokenizer.pre_tokenizer, pre_tokenizers.WhitespaceSplit)
 
 
-_RULES = _build([])
+_RULES = _build([]), _build([], marks=True)
 
 
-def _words(text: str) -> list[str]:
+def _reads_marks(tokenizer: Tokenizer) -> bool:
+  """Whether marks are words of a tokenizer of this version."""
+  return _state(tokenizer) == _state(_RULES[True])
+
+
+def _state(tokenizer: Tokenizer) -> bytes:
+  assert tokenizer.pre_tokenizer is not None
+  return tokenizer.pre_tokenizer.__getstate__()
+
+
+def _words(text: str, marks: bool) -> list[str]:
   """The words of a text by the rules of this version, entities read first."""
   text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
   if not text.isascii() and _NOT_LATIN.search(text):
     # Not their truth: in tokenizers 0.21 a sequence has a length, of 0.
-    assert _RULES.normalizer is not None
-    assert _RULES.pre_tokenizer is not None
-    return [word for word, _ in _RULES.pre_tokenizer.pre_tokenize_str(
-        _RULES.normalizer.normalize_str(text))]
+    rules = _RULES[marks]
+    assert rules.normalizer is not None and rules.pre_tokenizer is not None
+    return [word for word, _ in rules.pre_tokenizer.pre_tokenize_str(
+        rules.normalizer.normalize_str(text))]
   text = _LATIN_TAG.sub(' ', text.lower())
   for mark in _APOSTROPHES:
     text = text.replace(mark, "'")
-  return _LATIN_WORD.findall(text)
+  return _LATIN_WORDS[marks].findall(text)
 
 
-def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def fit_tokenizer(texts: Iterable[str], vocab_size: int,
+                  marks: bool = False) -> Tokenizer:
   """Learns the most frequent words of reviews: of the training split alone.
 
   Returns a word-level tokenizer of at most `vocab_size` ids, at least 5, the 4
   special ones included: lower case, NFC, HTML's tags and entities and
   punctuation read as what they mean or as a space, apostrophes inside words
   kept, each character of a script without spaces a word, words of equal
-  frequency in alphabetical order.
+  frequency in alphabetical order. With `marks`, ! ? . , ; : ( ) " and * are
+  words, too.
   """
   texts = list(texts)
-  return fit_and_encode(texts, range(len(texts)), vocab_size)[0]
+  return fit_and_encode(texts, range(len(texts)), vocab_size, marks)[0]
 
 
 def fit_and_encode(
-    texts: Sequence[str], train: Sequence[int] | np.ndarray,
-    vocab_size: int) -> tuple[Tokenizer, list[np.ndarray]]:
+    texts: Sequence[str], train: Sequence[int] | np.ndarray, vocab_size: int,
+    marks: bool = False) -> tuple[Tokenizer, list[np.ndarray]]:
   """Fits to the texts of these rows and encodes all; each text is read once.
 
   Returns what `fit_tokenizer` and then `encode` would.
@@ -142,7 +161,7 @@ def fit_and_encode(
   numbers = collections.defaultdict(
       itertools.count(1).__next__, {_SPECIAL[START_ID]: 0})
   rows = [np.fromiter(map(numbers.__getitem__, [
-      _SPECIAL[START_ID], *_words(text)]), np.int32) for text in texts]
+      _SPECIAL[START_ID], *_words(text, marks)]), np.int32) for text in texts]
   words = list(numbers)
   counts = np.bincount(
       np.concatenate([np.zeros(0, np.int32), *(rows[i] for i in train)]),
@@ -153,7 +172,8 @@ def fit_and_encode(
   ids = np.full(len(words), UNKNOWN_ID, np.int32)
   ids[0] = START_ID
   ids[learned] = np.arange(len(learned)) + FIRST_WORD_ID
-  return _build(words[i] for i in learned), [ids[row] for row in rows]
+  tokenizer = _build((words[i] for i in learned), marks)
+  return tokenizer, [ids[row] for row in rows]
 
 
 def word_index_tokenizer(
@@ -184,9 +204,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
   if not unescapes(tokenizer):
     return [np.asarray(encoding.ids, np.int32)
             for encoding in tokenizer.encode_batch_fast(list(texts))]
-  vocab = tokenizer.get_vocab()
+  vocab, marks = tokenizer.get_vocab(), _reads_marks(tokenizer)
   return [np.array([START_ID, *(vocab.get(word, UNKNOWN_ID)
-                                for word in _words(text))], np.int32)
+                                for word in _words(text, marks))], np.int32)
           for text in texts]
 
 
@@ -220,8 +240,8 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
                        f'{vocab_size}')
     # Made anew, not of the file's text, of which another reader may make
     # something else.
-    for version in (VERSION, 1):
-      tokenizer = _build(words[len(_SPECIAL):], version)
+    for marks, version in ((False, VERSION), (True, VERSION), (False, 1)):
+      tokenizer = _build(words[len(_SPECIAL):], marks, version)
       if json.loads(tokenizer.to_str()) == found:
         return tokenizer
     raise ValueError('it reads texts by other rules than this version')

@@ -85,6 +85,26 @@ def test_words_of_a_text(text, words):
   assert _words(text) == words
 
 
+@pytest.mark.parametrize(('text', 'words'), [
+    ('well-made, "it": (was)... so/so!?', [
+        'well', 'made', ',', '"', 'it', '"', ':', '(', 'was', ')', '.', '.',
+        '.', 'so', 'so', '!', '?']),
+    ("**** don't; 7/10 映画.", [
+        '*', '*', '*', '*', "don't", ';', '7', '10', '映', '画', '.']),
+    ('a<br />b &quot;c&quot; 1.5 <3', [
+        'a', 'b', '"', 'c', '"', '1', '.', '5', '3'])])
+def test_marks_are_words_where_they_are_asked_for(text, words, tmp_path):
+  tokenizer = fit_tokenizer([text], 1000, marks=True)
+  save_tokenizer(tokenizer, tmp_path / 'tokenizer.json')
+  for same in tokenizer, load_tokenizer(tmp_path / 'tokenizer.json', 1000):
+    (ids,) = encode(same, [text])
+    assert [same.id_to_token(int(i)) for i in ids[1:]] == words
+  without = fit_tokenizer([text], 1000)
+  (ids,) = encode(without, [text])
+  assert [without.id_to_token(int(i)) for i in ids[1:]] == [
+      word for word in words if word.isalnum() or "'" in word]
+
+
 @pytest.mark.parametrize('text', ['', ' \n', '...', "' '", '<br />', '_'])
 def test_a_text_without_words_is_the_start_alone(text):
   tokenizer = fit_tokenizer(TEXTS, 100)
@@ -146,11 +166,13 @@ def _ids_of_the_file(tokenizer, texts):
 
 
 def _assert_read_as_the_file_says(texts):
-  tokenizer, rows = fit_and_encode(texts, range(len(texts)), 1 << 20)
-  for text, row, ids in zip(
-      texts, rows, _ids_of_the_file(tokenizer, texts), strict=True):
-    assert row.tolist() == ids, text
-  assert all((np.concatenate(rows) != 2).tolist())  # that would hide words
+  for marks in (False, True):
+    tokenizer, rows = fit_and_encode(
+        texts, range(len(texts)), 1 << 20, marks)
+    for text, row, ids in zip(
+        texts, rows, _ids_of_the_file(tokenizer, texts), strict=True):
+      assert row.tolist() == ids, text
+    assert all((np.concatenate(rows) != 2).tolist())  # that would hide words
 
 
 def test_each_character_is_read_as_the_file_says():
@@ -167,7 +189,7 @@ def test_each_character_is_read_as_the_file_says():
 @pytest.mark.parametrize('seed', range(5))
 def test_texts_of_any_mixture_are_read_as_the_file_says(seed):
   rng = random.Random(seed)
-  marks = list('<<>>//&&##;;;  \n`-_') + [
+  marks = list('<<>>//&&##;;;  \n`-_.,!?()*:"') + [
       "'", "'", "'", '<br />', '&eacute;', '\u2019']
   letters = [
       'abIZ019', 'éÉßÿŸŉĲµª', '\u0130ıſ\u0149', 'αΣς', '\u0301\u0307\u0327',

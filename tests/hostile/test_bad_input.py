@@ -117,6 +117,9 @@ FLAGS = {
     'segments without a mask': (
         ['--config.model.mask_padding=false'],
         r'give --config\.data\.segment_length=0'),
+    'a word index and punctuation': (
+        ['--config.data.word_index=imdb_word_index.json'],
+        r'give --config\.data\.punctuation=false'),
     'inputs that there are not': (
         ['--config.model.inputs=words+trigrams'], 'choose words, or words'),
     'a read of segments without these': (
