@@ -102,11 +102,23 @@ def one_train_step(train_steps, monkeypatch):
 @pytest.fixture(scope='session')
 def trained():
   """A finished tiny run: (run directory, what it printed). Don't change it."""
-  from support.command import TINY, finished, run_main
-  workdir, output = SHARED / 'trained', SHARED / 'trained.txt'
-  with open(SHARED / 'trained.lock', 'w') as lock:
+  from support.command import TINY
+  return _trained('trained', TINY)
+
+
+@pytest.fixture(scope='session')
+def trained_on_every_input():
+  """The same of a run that reads all that there is to be read."""
+  from support.command import EVERY_INPUT
+  return _trained('every_input', EVERY_INPUT)
+
+
+def _trained(name, flags):
+  from support.command import finished, run_main
+  workdir, output = SHARED / name, SHARED / f'{name}.txt'
+  with open(SHARED / f'{name}.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker makes it for all
     if not output.exists():
-      text = finished(run_main(*TINY, f'--workdir={workdir}'))
+      text = finished(run_main(*flags, f'--workdir={workdir}'))
       output.write_text(text)
   return workdir, output.read_text()

@@ -14,7 +14,7 @@ import venv
 import jax
 import numpy as np
 import pytest
-from support.command import ROOT, finished, run_here
+from support.command import EVERY_INPUT, ROOT, finished, run_here
 from support.models import drawn_params
 import tokenizers
 
@@ -189,6 +189,46 @@ def test_a_run_of_an_older_tokenizer_is_served_by_its_rules(tmp_path):
   assert about['unescape'] is False
   (first, *_) = printed.splitlines()
   assert json.loads(first)['note'] == 'only unknown words'  # 102 and ilm
+
+
+def test_every_input_is_served_as_it_is_predicted(
+    trained_on_every_input, tmp_path):
+  workdir, _ = trained_on_every_input
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  finished(run_here('--mode=export', f'--workdir={copy}'))
+  texts = [*TEXTS, *(' '.join(TEXTS[n::7]) for n in range(7)), 'good ' * 300]
+  printed = finished(run_here('--mode=predict', f'--workdir={copy}', '--json',
+                              stdin='\n'.join(texts).encode()))
+  predictions = [json.loads(text) for text in printed.splitlines()]
+  for prediction in predictions:
+    prediction.pop('note', None)
+  assert _serve(copy / 'export', texts, sys.executable) == predictions
+  assert len({p['probability'] for p in predictions}) > 30
+  about = json.loads((copy / 'export' / 'model.json').read_text())
+  assert about['inputs'] == [
+      'ids', 'lengths', 'segments', 'bigrams', 'log_odds']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fields', [
+    {'data.read': 'last'}, {'data.read': 'spread'},
+    {'data.read': 'last', 'data.segment_length': 0, 'data.bucket_width': 0},
+    {'data.segment_length': 0, 'model.inputs': 'words+bigrams'}],
+    ids=['last', 'spread', 'whole, last', 'whole'])
+def test_every_reading_is_served_as_it_is_predicted(fields, tmp_path):
+  flags = [f'--config.{k}={v}' for k, v in fields.items()]
+  workdir = f'--workdir={tmp_path}/run'
+  finished(run_here(*EVERY_INPUT, *flags, '--config.num_epochs=1', workdir))
+  finished(run_here('--mode=export', workdir))
+  texts = [*TEXTS, *(' '.join(TEXTS[n::7]) for n in range(7))]
+  printed = finished(run_here('--mode=predict', workdir, '--json',
+                              stdin='\n'.join(texts).encode()))
+  predictions = [json.loads(text) for text in printed.splitlines()]
+  for prediction in predictions:
+    prediction.pop('note', None)
+  assert _serve(tmp_path / 'run' / 'export', texts,
+                sys.executable) == predictions
 
 
 def test_the_program_is_for_all_platforms_and_shapes(exported):

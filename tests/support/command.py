@@ -31,6 +31,20 @@ TINY = (
     '--config.model.width=8',
 )
 
+# The same with all that the default config has: segments, pairs, log-odds,
+# marks, validation by groups, and what is added to the input.
+EVERY_INPUT = (
+    '--config=configs/default.py',
+    '--config.data.name=grammar_reviews',
+    *TINY[1:5],
+    '--config.data.vocab_size=300',
+    '--config.data.max_length=60',
+    '--config.data.segment_length=20',
+    '--config.data.bigrams=400',
+    '--config.data.log_odds_ngrams=1000',
+    *TINY[7:],
+)
+
 
 # Python's flags with which no warning passes unseen, but for the one that
 # pyproject.toml names, too.

@@ -9,14 +9,16 @@ import types
 import jax
 import numpy as np
 import pytest
-from support.command import TINY
+from support.command import EVERY_INPUT, TINY, finished, run_here
 
 from flax_imdb import environment, main
+from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints
-from flax_imdb.cluster import preemption
+from flax_imdb.cluster import devices, preemption
 from flax_imdb.config import check_fields, load_config, override
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.inference import evaluate
+from flax_imdb.model.classifier import params_sha256
 from flax_imdb.terminal import Rate, Terminal
 from flax_imdb.train import loop
 from flax_imdb.train.metrics import Metrics
@@ -47,12 +49,17 @@ class _Terminal(Terminal):
     self.calls.append('stop')
 
 
-def _config(**fields):
-  """The config of TINY, 7 steps an epoch, but one program for all runs."""
-  config = load_config(TINY[0].removeprefix('--config='))
-  for word in TINY[1:]:
+def _flags(flags):
+  config = load_config(flags[0].removeprefix('--config='))
+  for word in flags[1:]:
     override(
         config, *word.removeprefix('--config.').split('=', 1))
+  return config
+
+
+def _config(**fields):
+  """The config of TINY, 7 steps an epoch, but one program for all runs."""
+  config = _flags(TINY)
   config.update_from_flattened_dict({
       'data.bucket_width': 0, 'data.max_length': 20, 'ema_decay': 0.8,
       'schedule': 'constant', 'warmup_epochs': 0.0, 'show_examples': 0})
@@ -270,3 +277,47 @@ def test_a_run_that_begins_with_another_s_weights_averages_them_too(tmp_path):
   assert config.ema_decay > 0
   summary = loop.train(config, str(tmp_path / 'b'), _Terminal())
   assert summary['step'] == 7
+
+
+@pytest.mark.parametrize('at', ['epoch 1/2', 'first step done'])
+def test_a_run_of_every_input_resumes_to_the_same_bits(
+    at, tmp_path, trained_on_every_input):
+  """And in this process to those that another one came to."""
+  config = _flags(EVERY_INPUT)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, str(tmp_path), _Terminal(interrupt_at=at))
+  before = (tmp_path / 'ngrams.npz').read_bytes()
+  summary = loop.train(config, str(tmp_path), _Terminal())
+  whole, _ = trained_on_every_input
+  want = json.loads((whole / 'summary.json').read_text())
+  assert summary | {'seconds': 0} == want | {'seconds': 0}
+  assert (tmp_path / 'ngrams.npz').read_bytes() == before
+  assert (whole / 'ngrams.npz').read_bytes() == before
+  assert _lines(tmp_path) == _lines(whole)
+
+
+def test_a_run_that_begins_with_another_s_pairs_keeps_their_rows(
+    tmp_path, trained_on_every_input):
+  whole, _ = trained_on_every_input
+  config = _flags(EVERY_INPUT)
+  config.init_from, config.num_epochs = str(whole), 0
+  config.data.train_split = 'train[40:110]'  # which has other pairs
+  summary = loop.train(config, str(tmp_path), _Terminal())
+  want = json.loads((whole / 'summary.json').read_text())
+  # Log-odds are its own, so only the parameters are the same.
+  restored = run.restore(str(whole), None)
+  assert params_sha256(devices.to_host(restored.params)) == params_sha256(
+      devices.to_host(run.restore(str(tmp_path), None).params))
+  assert summary['parameters'] == want['parameters']
+  with np.load(tmp_path / 'ngrams.npz') as ours:
+    np.testing.assert_array_equal(ours['pairs'], restored.ngrams.pairs)
+
+
+def test_what_a_run_reads_is_read_again_where_it_is_evaluated(
+    trained_on_every_input):
+  whole, printed = trained_on_every_input
+  assert 'pairs to embed' in printed and 'grouped 110 reviews' in printed
+  for split in ('train', 'validation', 'test'):
+    line = finished(run_here(
+        '--mode=eval', f'--workdir={whole}', f'--split={split}')).splitlines()
+    assert line[-1] in printed.splitlines()
