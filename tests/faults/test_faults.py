@@ -9,7 +9,7 @@ def test_a_disturbed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
   harness = faults.Faults(seed=0, folder=tmp_path)
   harness.deal(short=True)
   dealt = len(harness.deck)
-  for _ in range(15):  # what came too late is tried on the next run
+  for _ in range(30):  # what came too late is tried on the next run
     if harness.deck:
       harness.play(most=dealt)
   print(harness.text())

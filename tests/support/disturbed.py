@@ -171,7 +171,7 @@ class Run:
       return self.wait_for(self._restored, 0.5)
     if moment == 'evaluation':
       return self.wait_for(
-          lambda: self._restored() and self._all_saved(), 0.4)
+          lambda: self._restored() and self._all_saved(), 0.2)
     if not self.wait_for(lambda: 'first step done' in self.output(), 0.2):
       return False
     return moment == 'steps' or self.wait_for(self._saving, 0.06)
