@@ -58,7 +58,8 @@ def locked(workdir: str, announce: Callable[[str], None]) -> Iterator[None]:
     if why_none:
       announce(f'{workdir} cannot be locked ({why_none}): see that no other '
                'process trains there')
-    files.remove_leftovers(path, '*.json*')  # none of these is being written
+    for names in '*.json*', 'ngrams.npz':  # none of these is being written
+      files.remove_leftovers(path, names)
     yield
 
 

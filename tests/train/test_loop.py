@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import types
 
@@ -321,3 +323,18 @@ def test_what_a_run_reads_is_read_again_where_it_is_evaluated(
     line = finished(run_here(
         '--mode=eval', f'--workdir={whole}', f'--split={split}')).splitlines()
     assert line[-1] in printed.splitlines()
+
+
+def test_a_run_without_its_ngrams_is_refused(
+    trained_on_every_input, tmp_path):
+  whole, _ = trained_on_every_input
+  shutil.copytree(whole, tmp_path / 'run')
+  (tmp_path / 'run' / 'ngrams.npz').unlink()
+  for mode in ('eval', 'predict', 'export', 'train'):
+    words = EVERY_INPUT if mode == 'train' else ()
+    refused = run_here(f'--mode={mode}', *words, f'--workdir={tmp_path}/run',
+                       stdin=b'good')
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r'error: cannot read \S+ngrams\.npz \(.*\): copy the run directory '
+        r'again, or train again\n', refused.stderr)
