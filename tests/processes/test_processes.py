@@ -296,7 +296,8 @@ def test_processes_that_do_not_divide_the_batch(tmp_path):
 
 def test_other_flags_in_one_process(tmp_path):
   address = _address()
-  both = [_bare(i, address, *TINY, f'--config.seed={i}', cwd=ROOT,
+  both = [_bare(i, address, *TINY, f'--config.seed={i}',
+                f'--workdir={tmp_path}/run', cwd=ROOT,
                 env=environ(JAX_NUM_CPU_DEVICES='1'))
           for i in (0, 1)]
   for process in both:
