@@ -376,3 +376,31 @@ def test_a_jaxlib_that_computes_wrongly_is_refused(monkeypatch, capsys):
   error = capsys.readouterr().err
   assert error.startswith('error: jaxlib 0.10.2 computes wrongly (')
   assert error.count('\n') == 1 and 'pip install' in error
+
+
+_ALLOCATE = '''
+import ctypes, resource, sys
+from flax_imdb import environment
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+if sys.argv[1] == 'keep':
+  environment.keep_freed_memory()
+for _ in range(3):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  scratch = libc.malloc(ctypes.c_size_t(48 << 20))
+  libc.memset(ctypes.c_void_p(scratch), 1, ctypes.c_size_t(48 << 20))
+  libc.free(ctypes.c_void_p(scratch))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='is about glibc')
+def test_scratch_memory_is_not_asked_for_anew_each_time():
+  def faults(how, **env):
+    return int(subprocess.run(
+        [sys.executable, '-c', _ALLOCATE, how], env=os.environ | env,
+        capture_output=True, text=True, check=True).stdout)
+  assert faults('keep') < 10
+  if faults('leave') > 1000:  # unless the kernel gives huge pages
+    # The user's own settings of malloc win.
+    assert faults('keep', MALLOC_ARENA_TEST='8') > 1000
