@@ -42,6 +42,21 @@ def test_a_tpu_compiles_the_real_programs(config, topology, devices):
   _check(config, topology, devices)
 
 
+@needs_libtpu
+def test_a_tpu_compiles_a_model_of_every_input():
+  """The table of pairs is changed in place, and is part of the all-reduce."""
+  config = load_config('configs/default.py')
+  config.data.update(vocab_size=300, max_length=60, segment_length=20)
+  config.model.update(embedding_dim=4, width=4)
+  devices = ahead_of_time.describe('v5e:2x2')
+  train, evaluate = (ahead_of_time.compile_program(
+      config, devices, 4, training) for training in (True, False))
+  assert train['all_reduces'] == 1 and evaluate['all_reduces'] == 0
+  assert train['donated_arrays'] == train['state_arrays'] > 30
+  table = config.data.bigrams * 4 * 4 / 2**20  # MiB
+  assert train['alias_mib'] > 3 * table  # with Adam's two moments
+
+
 @needs_cuda_plugin
 def test_a_gpu_compiles_the_real_programs(config):
   _check(config, 'cuda:h100x2', 2)
