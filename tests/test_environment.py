@@ -139,7 +139,7 @@ def test_a_slurm_task_counts_its_own_share(
   assert env['JAX_NUM_CPU_DEVICES'] == env['NPROC'] == str(devices)
 
 
-@pytest.mark.parametrize(('mode', 'rows'), [('train', 16), ('predict', 128)])
+@pytest.mark.parametrize(('mode', 'rows'), [('train', 8), ('predict', 64)])
 def test_slurm_tasks_share_the_batch_where_they_are_one_run(
     env, monkeypatch, mode, rows):
   asked = []
