@@ -41,7 +41,8 @@ class Reading:
 class Share:
   """What of each batch is for the devices of one process."""
   devices: int = 1  # of all processes; each has as many rows of a batch
-  own: slice = slice(None)  # of the devices
+  own: slice = dataclasses.field(  # of the devices; before Python 3.12 a slice
+      default_factory=lambda: slice(None))  # can't be hashed, nor be a default
 
   def rows(self, batch_size: int) -> slice:
     """The rows of a batch for these devices."""
