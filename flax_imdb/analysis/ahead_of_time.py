@@ -167,7 +167,7 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
            for name, (shape, dtype) in shapes(
                config, rows, len(devices)).items()}
   if not training:
-    batch = {k: batch[k] for k in classifier.INPUTS if k in batch}
+    batch = classifier.inputs(batch)
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
   with jax.disable_jit(False):  # config.debug may have turned jit off

@@ -97,8 +97,8 @@ class TrainBatches:
 @functools.lru_cache(maxsize=1)
 def _plan(batches: TrainBatches) -> segments.Plan:
   return segments.plan(
-      segments.counts(batches.reviews, batches.reading), batches.batch_size,
-      batches.share.devices)
+      segments.counts(np.diff(batches.reviews.offsets), batches.reading),
+      batches.batch_size, batches.share.devices)
 
 
 @functools.lru_cache(maxsize=1)

@@ -50,9 +50,13 @@ class Reviews:
     return len(self.labels)
 
   def __getitem__(self, rows: slice | np.ndarray) -> 'Reviews':
-    """A copy of some reviews; `rows` are a slice or int [m]."""
+    """Some reviews: a contiguous slice, a view of the tokens, or int [m]."""
     if isinstance(rows, slice):
-      rows = np.arange(*rows.indices(len(self)))
+      start, stop, _ = rows.indices(len(self))
+      offsets = self.offsets[start:max(start, stop) + 1]
+      tokens = slice(offsets[0], offsets[-1])
+      return Reviews(self.ids[tokens], offsets - offsets[0], self.labels[rows],
+                     {k: v[tokens] for k, v in self.features.items()})
     starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # Of each token kept: its place in its review, and where that began.
@@ -104,6 +108,7 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     start = time.perf_counter()
     texts, labels = sources.read_texts(data.name, data.train_split)
     train, _ = _divide(data, fingerprint, len(labels), announce, lambda: texts)
+    train = np.arange(len(labels))[train]
     tokenizer, rows = fit_and_encode(
         texts, train, data.vocab_size, data.punctuation)
     save_tokenizer(tokenizer, path)
@@ -122,8 +127,8 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
 
   Validation is a part of the training reviews: whole groups as `groups` has
   them, or the last in tfds' order, which tfds has shuffled once and for all.
-  `announce` as in `training_tokenizer`. Raises
-  UserError if the data can't be had, or a split is empty.
+  `announce` as in `training_tokenizer`. Raises UserError if the data can't be
+  had, or a split is empty.
   """
   with processes.one_at_a_time():
     data = config.data
@@ -155,33 +160,30 @@ def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
   return digest.hexdigest()
 
 
-def _divide(
-    data: ConfigDict, fingerprint: str, n: int, announce: Announce,
-    texts: Callable[[], Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-  """The rows, of n, that train and that validate, ascending; from the cache.
+def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
+            texts: Callable[[], Sequence[str]]) -> tuple[Any, Any]:
+  """The rows, of n, that train and that validate: slices, or int, ascending.
 
   `texts` are those of data.train_split, which take a while to read.
   """
   count = round(n * data.validation_fraction)
   if data.validation_by == 'rows' or not count:
-    return np.arange(n - count), np.arange(n - count, n)
+    return slice(0, n - count), slice(n - count, n)
   path = _cache_path(f'{data.name}-validation', '.npz', fingerprint,
                      data.train_split, data.validation_fraction, groups.VERSION)
-  try:
-    validates = npz.read_arrays(path, 2 * n + 1024)['validates']
-    if validates.shape == (n,) and validates.sum() == count:
-      return np.flatnonzero(validates == 0), np.flatnonzero(validates)
-    announce(f'{path} is damaged (not {count} of {n}); making it again')
-  except FileNotFoundError:
-    pass
-  except npz.ERRORS as e:
-    announce(f'{path} is damaged ({e}); making it again')
-  start = time.perf_counter()
-  validates = groups.validation_rows(
-      texts(), data.validation_fraction).astype(np.uint8)
-  _write(path, validates=validates)
-  announce(f'grouped {n:,} reviews by the names in them in '
-           f'{time.perf_counter() - start:.1f} s')
+  def checked(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    validates = arrays['validates']
+    if validates.shape != (n,) or validates.sum() != count:
+      raise ValueError(f'not {count} of {n}')
+    return validates
+  validates = _cached(path, checked, announce)
+  if validates is None:
+    start = time.perf_counter()
+    validates = groups.validation_rows(
+        texts(), data.validation_fraction).astype(np.uint8)
+    _write(path, validates=validates)
+    announce(f'grouped {n:,} reviews by the names in them in '
+             f'{time.perf_counter() - start:.1f} s')
   return np.flatnonzero(validates == 0), np.flatnonzero(validates)
 
 
@@ -189,15 +191,13 @@ def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
              announce: Announce, tfds_split: str) -> Reviews:
   """All reviews of a tfds split, from the cache if it holds them."""
   path = _ids_path(name, fingerprint, tokenizer, tfds_split)
-  if path.exists():
-    try:
-      # It is not packed: what claims to be larger than the file is damaged.
-      arrays = npz.read_arrays(path, path.stat().st_size)
-      reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
-      _check_reviews(reviews, tokenizer.get_vocab_size())
-      return reviews
-    except npz.ERRORS as e:
-      announce(f'{path} is damaged ({e}); making it again')
+  def checked(arrays: dict[str, np.ndarray]) -> Reviews:
+    reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
+    _check_reviews(reviews, tokenizer.get_vocab_size())
+    return reviews
+  found = _cached(path, checked, announce)
+  if found is not None:
+    return found
   start = time.perf_counter()
   texts, labels = sources.read_texts(name, tfds_split)
   reviews = encode_reviews(tokenizer, texts, labels)
@@ -205,6 +205,19 @@ def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
   announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
            f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
   return reviews
+
+
+def _cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
+            announce: Announce) -> Any:
+  """What `checked` makes of arrays that `_write` wrote; None without them."""
+  if not path.exists():
+    return None
+  try:
+    # It is not packed: what claims to be larger than the file is damaged.
+    return checked(npz.read_arrays(path, path.stat().st_size))
+  except npz.ERRORS as e:
+    announce(f'{path} is damaged ({e}); making it again')
+    return None
 
 
 def _write_reviews(path: pathlib.Path, reviews: Reviews) -> None:

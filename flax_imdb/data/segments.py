@@ -23,9 +23,9 @@ def most_segments(reading: Reading) -> int:
   return -(-reading.max_length // reading.segment_length)
 
 
-def counts(reviews: Reviews, reading: Reading) -> np.ndarray:
-  """Int [n] segments of each review, 1 to K."""
-  return -(-reviews.lengths(reading.max_length) // reading.segment_length)
+def counts(lengths: np.ndarray, reading: Reading) -> np.ndarray:
+  """Segments, 1 to K, of reviews of so many tokens; int [n] both."""
+  return -(-np.minimum(lengths, reading.max_length) // reading.segment_length)
 
 
 def eval_size(rows: int, reading: Reading) -> int:
@@ -100,7 +100,8 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int,
   review's, S for none; labels, weights and places [B / devices] as of
   `batches.pad`, where a place is that in `rows`. Also what `gather` returns.
   """
-  device = deal(counts(reviews, reading)[rows], share.devices)
+  _, lengths = reading.spans(reviews, rows)
+  device = deal(counts(lengths, reading), share.devices)
   table = np.full((share.devices, batch_size // share.devices), -1)
   for i in range(share.devices):
     own = np.flatnonzero(device == i)
@@ -115,7 +116,7 @@ def _fill(reviews: Reviews, table: np.ndarray, places: np.ndarray, size: int,
   real = table.ravel() >= 0
   rows = np.where(real, table.ravel(), 0)
   starts, lengths = reading.spans(reviews, rows)
-  number = np.where(real, counts(reviews, reading)[rows], 0)
+  number = np.where(real, counts(lengths, reading), 0)
   # Of each segment: its review, which of its segments it is, its place.
   of = np.repeat(np.arange(len(rows)), number)
   k = np.arange(len(of)) - np.repeat(np.cumsum(number) - number, number)
@@ -148,7 +149,7 @@ def eval_batches(reviews: Reviews, batch_size: int, reading: Reading,
   """
   rows = batch_size // share.devices
   size = eval_size(rows, reading)
-  number = counts(reviews, reading).tolist()
+  number = counts(np.diff(reviews.offsets), reading).tolist()
   row = 0
   while row < len(number):
     table = np.full((share.devices, rows), -1)

@@ -241,9 +241,11 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int) -> Tokenizer:
     # Made anew, not of the file's text, of which another reader may make
     # something else.
     for marks, version in ((False, VERSION), (True, VERSION), (False, 1)):
-      tokenizer = _build(words[len(_SPECIAL):], marks, version)
-      if json.loads(tokenizer.to_str()) == found:
-        return tokenizer
+      rules = json.loads(_state(_build([], marks, version)))
+      if rules == found.get('pre_tokenizer'):  # all others differ in this, too
+        tokenizer = _build(words[len(_SPECIAL):], marks, version)
+        if json.loads(tokenizer.to_str()) == found:
+          return tokenizer
     raise ValueError('it reads texts by other rules than this version')
   except Exception as e:  # whatever the file holds; the library raises it bare
     raise UserError(

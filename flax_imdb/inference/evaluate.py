@@ -1,6 +1,7 @@
 """Frozen parameters and reviews in, logits and scores out."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ Logits = Callable[[Any, Reviews], np.ndarray]
 
 
 def inputs(batch: Batch) -> Batch:
-  """What a model reads of a batch of `pad`: rows of its whole table."""
-  found = {k: batch[k] for k in classifier.INPUTS if k in batch}
+  """As `classifier.inputs`, of a batch of `pad`: rows of the whole table."""
+  found = classifier.inputs(batch)
   if 'bigrams' in found:
     found['bigrams'] = batch['bigram_rows'][batch['bigrams']]
   return found
@@ -31,9 +32,8 @@ def make_forward(model: classifier.SentimentClassifier,
                  others: Sequence[jax.Device] | None = None) -> Callable:
   """Makes forward(params, batch) -> float32 [devices, rows] logits.
 
-  The batch has those of `classifier.INPUTS` that the model reads, after
-  `devices.shard`; `others` are devices
-  as in `devices.data_parallel`.
+  The batch is one of `classifier.inputs`, after `devices.shard`; `others` are
+  devices as in `devices.data_parallel`.
   """
   def apply(params, batch):
     return model.apply({'params': params}, **batch)
@@ -52,12 +52,13 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
   forward = compiled.wrap(make_forward(model))
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
+  annotate = functools.lru_cache(maxsize=1)(ngrams.annotate)  # each epoch's
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
     computed: list[Any] = []
     for rows, batch in eval_batches(
-        ngrams.annotate(reviews), batch_size, reading, Share(*devices.share())):
+        annotate(reviews), batch_size, reading, Share(*devices.share())):
       processes.report_alive('evaluate')
       computed.append(forward(params, devices.shard(inputs(batch))))
       if places:  # waits for the batch before: the devices work on this one

@@ -33,9 +33,9 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   them; rows, the reviews of one call with which predict computes on a device of
   this machine; inputs, the arguments of the program; reading, how reviews are
   cut, and segments, the places for these in one call, if they are; order, the
-  words of the longest n-gram; step, of the
-  parameters; unescape, whether HTML's entities are to be read before the
-  tokenizer. examples/serve_export.py does all that.
+  words of the longest n-gram; step, of the parameters; unescape, whether HTML's
+  entities are to be read before the tokenizer. examples/serve_export.py does
+  all that.
 
   It becomes export/ of the run directory. Returns one line that says what was
   written. `which` and errors as of `run.restore`, and of `files.write`.
@@ -46,7 +46,8 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
           // jax.local_device_count())
   reading = Reading.of(config.data)
   about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
-           'rows': rows, 'inputs': _inputs(config),
+           'rows': rows,
+           'inputs': list(classifier.inputs(shapes(config, 1, 1))),
            'reading': dataclasses.asdict(reading),
            'unescape': unescapes(restored.tokenizer)}
   if reading.segment_length:
@@ -62,28 +63,22 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   return f'wrote step {restored.step} to {folder}'
 
 
-def _inputs(config: ConfigDict) -> list[str]:
-  found = shapes(config, 1, 1)
-  return [name for name in classifier.INPUTS if name in found]
-
-
 def program(config: ConfigDict, model: classifier.SentimentClassifier,
             params: Any) -> bytes:
   """Serialises logits(*inputs), for any numbers of rows and `PLATFORMS`.
 
   `params` are NumPy arrays, which become part of the program. What this returns
   `jax.export.deserialize` reads: XLA's operations, no pickle. Its `call` takes
-  those of `classifier.INPUTS` that the model reads, in that order and as it
-  does, and returns float32 [B].
+  the values of `classifier.inputs`, and returns float32 [B].
   """
-  names = _inputs(config)
+  found = classifier.inputs(shapes(config, 1, 1))
 
   def logits(*inputs):
     # XLA would work on constants ahead of time, and round otherwise than it
     # does where the parameters are arguments.
     variables = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, params))
     return model.apply(
-        {'params': variables}, **dict(zip(names, inputs, strict=True)))
+        {'params': variables}, **dict(zip(found, inputs, strict=True)))
 
   scope = export.SymbolicScope()
   def dims(text):
@@ -91,11 +86,10 @@ def program(config: ConfigDict, model: classifier.SentimentClassifier,
   axes = {'ids': 'rows, width', 'lengths': 'rows', 'segments': 'reviews, most',
           'bigrams': 'rows, width',
           'log_odds': f'rows, width, {config.data.log_odds_order}'}
-  found = shapes(config, 1, 1)
   with jax.disable_jit(False):  # config.debug may have turned jit off
     exported = export.export(jax.jit(logits), platforms=PLATFORMS)(
-        *(jax.ShapeDtypeStruct(dims(axes[name]), found[name][1])
-          for name in names))
+        *(jax.ShapeDtypeStruct(dims(axes[name]), dtype)
+          for name, (_, dtype) in found.items()))
   return bytes(exported.serialize())
 
 

@@ -19,14 +19,13 @@ from flax_imdb.errors import UserError
 from flax_imdb.model.recurrent import RecurrentLayer
 
 # Numbers in float32, so 1 GiB and 8 GiB, for a config.json may be a stranger's;
-# configs/default.py has 1 million parameters, and 6 million states in a batch.
+# configs/default.py has 7 million parameters, and 6 million states in a batch.
 MOST_PARAMETERS = 1 << 28
 _MOST_STATES = 1 << 31
 
 Params = dict[str, Any]
 
-# What the model reads of a batch, by the names of its arguments.
-INPUTS = ('ids', 'lengths', 'segments', 'bigrams', 'log_odds')
+_INPUTS = ('ids', 'lengths', 'segments', 'bigrams', 'log_odds')
 # The embedding of which a step reads and changes a few rows.
 TABLE = 'bigrams'
 # The collection in which a change of the embedded input is passed, as 'x'.
@@ -196,18 +195,23 @@ def _dropout(x: jax.Array, keys_B: jax.Array | None, kind: int, rate: float):
   return jnp.where(_keep(keys_B, kind, rate, x.shape[-1:]), x / (1 - rate), 0)
 
 
+def inputs(batch: dict[str, Any]) -> dict[str, Any]:
+  """What the model reads of a batch, by and in order of its arguments."""
+  return {name: batch[name] for name in _INPUTS if name in batch}
+
+
 def build_model(config: ConfigDict) -> SentimentClassifier:
   """Makes the model that `config` describes; holds no arrays.
 
   Raises UserError if its parameters, or the states of a batch, are too many.
   """
   fields = config.model.to_dict()
-  inputs = fields.pop('inputs').split('+')
+  kinds = fields.pop('inputs').split('+')
   model = SentimentClassifier(
       vocab_size=config.data.vocab_size,
-      bigram_rows=config.data.bigrams if 'bigrams' in inputs else 0,
+      bigram_rows=config.data.bigrams if 'bigrams' in kinds else 0,
       log_odds_features=(
-          config.data.log_odds_order if 'log_odds' in inputs else 0), **fields)
+          config.data.log_odds_order if 'log_odds' in kinds else 0), **fields)
   if (count := parameter_count(param_shapes(model))) > MOST_PARAMETERS:
     raise UserError(
         f'the config asks for {count:,} parameters, more than '

@@ -28,8 +28,7 @@ def loss_and_gradient(
   targets_B = optax.smooth_labels(
       jnp.stack([1 - batch['labels'], batch['labels']], axis=-1),
       config.label_smoothing)[:, 1]
-  inputs: dict[str, Any] = {
-      name: batch[name] for name in classifier.INPUTS if name in batch}
+  inputs = classifier.inputs(batch)
 
   def summed_loss(params: Params, change: dict[str, Any]):
     logits_B: Any = model.apply(

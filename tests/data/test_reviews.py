@@ -248,3 +248,21 @@ def test_an_empty_split_is_the_users_to_mend(cache, config, split, fraction):
   config.data.validation_fraction = fraction
   with pytest.raises(UserError, match=f'{split}.*validation_fraction'):
     _load(config, split)
+
+
+def test_groups_that_validate_are_cached_and_made_again_if_damaged(
+    cache, config, no_reading):
+  config.data.validation_by = 'groups'
+  first, _ = _load(config, 'validation')
+  assert len(first) == 15
+  (path,) = cache.glob('*validation*.npz')
+  good = path.read_bytes()
+  np.savez(path, validates=np.ones(60, np.uint8))  # whole, and not these
+  second, said = _load(config, 'validation')
+  _assert_equal(first, second)
+  assert str(path) in said[0] and 'damaged (not 15 of 60)' in said[0]
+  assert 'grouped 60 reviews' in said[1] and path.read_bytes() == good
+  no_reading()
+  third, said = _load(config, 'validation')
+  _assert_equal(first, third)
+  assert said == []

@@ -59,9 +59,7 @@ def _loss(model, params, batch, keys, change=None, smoothing=0.0):
   variables = {'params': params}
   if change is not None:
     variables[classifier.ADVERSARIAL] = {'x': change}
-  z = model.apply(variables, **{
-      k: batch[k] for k in classifier.INPUTS if k in batch},
-                  dropout_keys_B=keys)
+  z = model.apply(variables, **classifier.inputs(batch), dropout_keys_B=keys)
   y = (1 - smoothing) * batch['labels'] + smoothing / 2
   entropy = y * jnp.logaddexp(0, -z) + (1 - y) * jnp.logaddexp(0, z)
   return (batch['weights'] * entropy).sum()
@@ -96,7 +94,8 @@ def test_the_gradient_is_that_of_both_losses(fields):
         lambda params: losses.loss_and_gradient(
             config, model, params, batch, keys))(params)
     np.testing.assert_allclose(
-        loss, _loss(model, params, batch, keys), rtol=1e-12)
+        loss, jax.jit(lambda p: _loss(model, p, batch, keys))(params),
+        rtol=1e-12)
     assert correct <= 7
     change = _change(0.7, model, params, batch, keys)
     both = jax.jit(lambda p: _loss(model, p, batch, keys) + 1.5 * _loss(
@@ -118,10 +117,10 @@ def test_without_a_norm_it_is_the_plain_gradient():
   with jax.enable_x64(True):
     config, model, params, batch, keys = _problem(adversarial_norm=0.0,
                                                   label_smoothing=0.2)
-    loss, _, gradient = losses.loss_and_gradient(
-        config, model, params, batch, keys)
-    want, plain = jax.value_and_grad(lambda p: _loss(
-        model, p, batch, keys, smoothing=0.2))(params)
+    loss, _, gradient = jax.jit(lambda p: losses.loss_and_gradient(
+        config, model, p, batch, keys))(params)
+    want, plain = jax.jit(jax.value_and_grad(lambda p: _loss(
+        model, p, batch, keys, smoothing=0.2)))(params)
     np.testing.assert_allclose(loss, want, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
                  gradient, plain)
@@ -132,7 +131,8 @@ def test_what_is_added_has_its_norm_in_each_review():
     _, model, params, batch, keys = _problem()
     rows, length = batch['ids'].shape
     none = jnp.zeros((length, rows, model.embedding_dim))
-    gradient = jax.grad(lambda x: _loss(model, params, batch, keys, x))(none)
+    gradient = jax.jit(jax.grad(
+        lambda x: _loss(model, params, batch, keys, x)))(none)
     change = np.asarray(losses._worst(gradient, batch['segments']))
     square_S = np.append((change ** 2).sum(axis=(0, 2)), 0)
     norms = np.sqrt(square_S[batch['segments']].sum(axis=1))
