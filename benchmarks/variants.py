@@ -38,7 +38,6 @@ def work(words: list[str]) -> None:
   for word in words:
     override(config, *word.removeprefix('--config.').split('=', 1))
   environment.configure(config.global_batch_size)
-  environment.keep_freed_memory()
   import jax
   import numpy as np
 

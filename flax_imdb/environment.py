@@ -113,6 +113,8 @@ def _slurm_share() -> float:
 def configure(global_batch_size: int) -> None:
   """Sets the environment variables that jax and XLA read when they start.
 
+  And how glibc allocates, see `_keep_freed_memory`.
+
   Raises UserError if one of the user's is malformed, or would be a deadlock.
   """
   env = os.environ
@@ -162,9 +164,10 @@ def configure(global_batch_size: int) -> None:
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
   env.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's C++ log: errors only
+  _keep_freed_memory()
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
   """Lets glibc keep what is freed, for the next step to use again.
 
   Else each step's scratch memory, if it takes over 32 MiB, is given back and

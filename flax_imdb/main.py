@@ -79,7 +79,6 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
   several = args.mode in ('train', 'eval')
   count = args.num_processes or several and environment.slurm_tasks() or 1
   environment.configure(config.global_batch_size // count)
-  environment.keep_freed_memory()
   quiet_libraries()
   try:
     import jax  # only now: it reads the environment when it starts

@@ -384,7 +384,7 @@ from flax_imdb import environment
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 if sys.argv[1] == 'keep':
-  environment.keep_freed_memory()
+  environment.configure(64)
 for _ in range(3):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
   scratch = libc.malloc(ctypes.c_size_t(48 << 20))
