@@ -17,6 +17,7 @@ nothing is chosen by what is printed here.
 
 import argparse
 from collections.abc import Iterator
+import itertools
 import json
 import math
 import pathlib
@@ -62,14 +63,20 @@ def row(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 def linear() -> Iterator[dict[str, Any]]:
   """The rows of the linear models, on the default config's splits."""
-  from sklearn.feature_extraction.text import TfidfTransformer
+  from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
   from sklearn.linear_model import LogisticRegression
 
   from flax_imdb.data.reviews import load_splits, training_tokenizer
   config = load_config('configs/default.py')
   tokenizer = training_tokenizer(config, print)
   splits = load_splits(config, tokenizer, print)
-  counts = _counts(splits)
+  vectorizer = CountVectorizer(
+      min_df=2, analyzer=lambda ids: [
+          *zip(ids, strict=True), *itertools.pairwise(ids)])
+  rows = {name: [row.tolist() for row in np.split(
+      split.ids, split.offsets[1:-1])] for name, split in splits.items()}
+  vectorizer.fit(rows['train'])
+  counts = {name: vectorizer.transform(x) for name, x in rows.items()}
   labels = {name: split.labels for name, split in splits.items()}
   present = {name: (x > 0).astype(np.float32) for name, x in counts.items()}
   positive = 1 + present['train'][labels['train'] == 1].sum(axis=0).A1
@@ -90,31 +97,6 @@ def linear() -> Iterator[dict[str, Any]]:
     yield {'name': f'{name}, C = {STRENGTHS[best]:g}', 'test': accuracy,
            'each': [accuracy], 'standard_error': math.nan,
            'validation': scores[best], 'seconds': math.nan}
-
-
-def _counts(splits: dict) -> dict[str, Any]:
-  """By split, a sparse matrix [reviews, 1- and 2-grams of two reviews]."""
-  import scipy.sparse
-  def keys(split):
-    ids = split.ids.astype(np.int64)
-    pairs = ids.copy()
-    pairs[1:] += (1 + ids[:-1]) << 20
-    pairs[split.offsets[:-1]] = ids[split.offsets[:-1]]
-    rows = np.repeat(np.arange(len(split)), np.diff(split.offsets))
-    return np.concatenate([ids, pairs]), np.concatenate([rows, rows])
-  found, rows = keys(splits['train'])
-  once = np.unique(np.stack([found, rows]), axis=1)[0]
-  known, documents = np.unique(once, return_counts=True)
-  known = known[documents >= 2]
-  matrices = {}
-  for name, split in splits.items():
-    found, rows = keys(split)
-    place = np.minimum(np.searchsorted(known, found), len(known) - 1)
-    have = known[place] == found
-    matrices[name] = scipy.sparse.csr_matrix(
-        (np.ones(have.sum(), np.float32), (rows[have], place[have])),
-        shape=(len(split), len(known)))
-  return matrices
 
 
 def main() -> None:
