@@ -134,10 +134,15 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
 def _tokenizer(
     config: ConfigDict, workdir: str, terminal: Terminal) -> Tokenizer:
   """The run's own tokenizer; fitted if the run is yet to begin."""
-  for source in (workdir, config.init_from):  # ids must mean the same words
-    if source and run.is_run(source):
-      return load_tokenizer(f'{source}/tokenizer.json', config.data.vocab_size)
+  if source := _begun(config, workdir):
+    return load_tokenizer(f'{source}/tokenizer.json', config.data.vocab_size)
   return training_tokenizer(config, terminal.announce)
+
+
+def _begun(config: ConfigDict, workdir: str) -> str | None:
+  """The run whose ids mean what this one's do: itself, or config.init_from."""
+  return next((source for source in (workdir, config.init_from)
+               if source and run.is_run(source)), None)
 
 
 def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
@@ -146,9 +151,8 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
   if config.model.inputs == 'words':
     return ngrams.fit(config, reviews)
   start, pairs = time.perf_counter(), None
-  for source in (workdir, config.init_from):
-    if pairs is None and source and run.is_run(source):
-      pairs = ngrams.load(f'{source}/ngrams.npz', config).pairs
+  if source := _begun(config, workdir):
+    pairs = ngrams.load(f'{source}/ngrams.npz', config).pairs
   known, annotated = ngrams.fit(config, reviews, pairs)
   terminal.announce(
       f'counted n-grams in {time.perf_counter() - start:.1f} s: '

@@ -54,7 +54,6 @@ def build_optimizer(
       learning_rate_schedule(config, steps_per_epoch)))
 
 
-
 def take_rows(tree: Any, rows: jax.Array | None, name: str) -> Any:
   """A tree in which arrays under `name` have but those rows; None takes all.
 
@@ -64,22 +63,25 @@ def take_rows(tree: Any, rows: jax.Array | None, name: str) -> Any:
   does not read it, while of all rows they would fade (LazyAdam of TensorFlow).
   `rows` are int32 [R], ascending; those that an array does not have become 0.
   """
-  return _map_under(name, lambda x: x if rows is None else x.at[rows].get(
+  if rows is None:
+    return tree
+  return _map_under(name, lambda x: x.at[rows].get(
       mode='fill', fill_value=0, unique_indices=True,
       indices_are_sorted=True), tree)
 
 
 def put_rows(tree: Any, taken: Any, rows: jax.Array | None, name: str) -> Any:
   """`taken` where its arrays are whole, and `tree` with the rows taken."""
-  return _map_under(
-      name, lambda x, new: new if rows is None else x.at[rows].set(
-          new, mode='drop', unique_indices=True, indices_are_sorted=True),
-      tree, taken, otherwise=lambda x, new: new)
+  if rows is None:
+    return taken
+  return _map_under(name, lambda new, x: x.at[rows].set(
+      new, mode='drop', unique_indices=True, indices_are_sorted=True),
+                    taken, tree)
 
 
-def _map_under(name: str, function: Any, *trees: Any,
-               otherwise: Any = lambda x: x) -> Any:
-  def mapped(path, *leaves):
+def _map_under(name: str, function: Any, tree: Any, *others: Any) -> Any:
+  """The first tree, but for its arrays under `name`."""
+  def mapped(path, x, *leaves):
     under = any(getattr(key, 'key', None) == name for key in path)
-    return (function if under else otherwise)(*leaves)
-  return jax.tree_util.tree_map_with_path(mapped, *trees)
+    return function(x, *leaves) if under else x
+  return jax.tree_util.tree_map_with_path(mapped, tree, *others)

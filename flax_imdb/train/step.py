@@ -108,7 +108,7 @@ def make_train_step(
         classifier.averaged(params), state.ema, newest) if state.ema else {}
     this_step = Metrics.of_step(
         state.step + 1, loss, correct, weight, optax.tree.norm(gradient))
-    if config.on_nan == 'skip':  # 7 % of a step of configs/default.py
+    if config.on_nan == 'skip':  # 7 % of a step of configs/words.py
       params, opt_state, ema = jax.tree.map(
           lambda new, old: jnp.where(this_step.skipped > 0, old, new),
           (params, opt_state, ema), (*old, state.ema))

@@ -1,5 +1,7 @@
 """Segments, pairs and log-odds: what a review's logit depends on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +48,13 @@ def _inputs(seed=0):
               size=(S, T, 2)), 0).astype('f4')}
 
 
+@functools.cache
+def _apply(model):
+  return jax.jit(model.apply)
+
+
 def _logits(model, params, inputs, keys=None):
-  return np.asarray(jax.jit(model.apply)(
+  return np.asarray(_apply(model)(
       {'params': params}, **inputs, dropout_keys_B=keys))
 
 
@@ -102,8 +109,8 @@ def test_a_row_without_a_review_is_finite_and_has_no_gradient():
   inputs['segments'] = jnp.full((4, 2), S, jnp.int32)
   logits = _logits(model, params, inputs)
   assert np.isfinite(logits).all()
-  gradient = jax.grad(lambda p: model.apply({'params': p}, **inputs).sum())(
-      params)
+  gradient = jax.jit(jax.grad(
+      lambda p: model.apply({'params': p}, **inputs).sum()))(params)
   assert (np.asarray(gradient['embed']['embedding']) == 0).all()
 
 
