@@ -43,10 +43,15 @@ def get_config() -> ConfigDict:
   config.early_stopping.min_delta = 0.0  # what counts as better, same unit
   config.early_stopping.restore_best = True  # evaluate the best, not the last
 
+  # Self-training on data.unlabelled_split
+  config.self_training_rounds = 0  # teachers one after another; 0 = none
+  config.teachers = ''  # run directories a,b to take labels of; '' = its own
+
   config.data = ConfigDict()
   config.data.name = 'imdb_reviews'  # or grammar_reviews: no network
   config.data.train_split = 'train'  # tfds split; 'train[:1000]' for a try
   config.data.test_split = 'test'  # tfds split
+  config.data.unlabelled_split = ''  # to learn from, too: 'unsupervised'
   config.data.validation_fraction = 0.1  # of the training split; or 0
   config.data.validation_by = 'groups'  # that share names; or rows, the last
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words

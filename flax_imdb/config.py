@@ -61,9 +61,12 @@ _FIELDS = {
     'early_stopping.patience': _Field(int, least=0),
     'early_stopping.min_delta': _Field(float, least=0),
     'early_stopping.restore_best': _BOOL,
+    'self_training_rounds': _Field(int, least=0, most=100),
+    'teachers': _TEXT,
     'data.name': _Field(str, ('imdb_reviews', 'grammar_reviews')),
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
+    'data.unlabelled_split': _TEXT,
     'data.validation_fraction': _FRACTION,
     'data.validation_by': _Field(str, ('groups', 'rows')),
     'data.vocab_size': _Field(int, least=5, most=1 << 20),
@@ -102,7 +105,8 @@ _ADDED = {
     'data.segment_length': 0, 'data.bigrams': 200_000,
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
     'model.inputs': 'words', 'model.bigram_dropout': 0.5,
-    'model.log_odds_dropout': 0.0}
+    'model.log_odds_dropout': 0.0, 'self_training_rounds': 0,
+    'teachers': '', 'data.unlabelled_split': ''}
 
 
 def _find(path: str, *parents: pathlib.Path) -> pathlib.Path:
@@ -197,6 +201,11 @@ def check_fields(config: ConfigDict) -> None:
     raise UserError(
         'config.model.mask_padding=False reads a whole review in one: give '
         '--config.data.segment_length=0 as well')
+  if config.self_training_rounds and not config.data.unlabelled_split:
+    raise UserError(
+        f'config.self_training_rounds={config.self_training_rounds} is of '
+        'reviews without labels: give --config.data.unlabelled_split, for IMDB '
+        'unsupervised')
   if config.early_stopping.patience and not config.data.validation_fraction:
     raise UserError(
         'config.data.validation_fraction=0 leaves no score to stop early by: '

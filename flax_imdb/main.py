@@ -124,9 +124,9 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
   def introduce(config: ConfigDict) -> None:
     announce(_introduction(config, args))
   if args.mode == 'train':
-    from flax_imdb.train import loop
+    from flax_imdb.train import selftrain
     introduce(config)
-    loop.train(config, args.workdir, terminal)
+    selftrain.train(config, args.workdir, terminal)
   elif args.mode == 'eval':
     from flax_imdb.inference import evaluate
     evaluate.evaluate_run(

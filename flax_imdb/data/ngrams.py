@@ -16,6 +16,7 @@ from flax_imdb.errors import UserError
 from flax_imdb.storage import files, npz
 
 _LEAST = 2  # what comes once is most of the n-grams, and says next to nothing
+_FEW = _LEAST - 0.5  # the same of sums of shares, which rounding makes 1.99...
 _FOLDS = 10  # a training review's log-odds are counted on the nine others
 _ID_BITS = 20  # config.data.vocab_size is at most 1 << 20
 
@@ -55,7 +56,8 @@ def fit(config: ConfigDict, reviews: Reviews,
   `pairs` are those of `Ngrams` where an embedding of them is there already.
   Also returns these with features to train with. Their log-odds are counted
   without the tenth of the reviews that they are in: a review's own label must
-  not be read from its rare words.
+  not be read from its rare words. One with a pseudo-label counts for each class
+  as much as that says, and one without a label for none.
   """
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
@@ -114,11 +116,11 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
   """
   n = len(reviews)
-  labels = reviews.labels.astype(np.int64)
-  classes = max(2, int(labels.max(initial=0)) + 1)
-  prior = (np.bincount(labels, minlength=classes) + 1) / (n + classes)
+  shares = _class_shares(reviews.labels)  # [n, K]
+  classes = shares.shape[1]
+  totals = shares.sum(axis=0) + 1
+  prior = totals / totals.sum()
   fold = np.random.default_rng(0).integers(_FOLDS, size=n)
-  cell = fold * classes + labels  # of each review
   of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
   known, log_odds, features = [], [], []
   for length in range(1, order + 1):
@@ -130,22 +132,33 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     number = np.full(len(keys), -1)
     number[kept] = np.arange(len(kept))
     ngram, review = number[ngram], review[number[ngram] >= 0]
-    counts = np.bincount(
-        ngram[ngram >= 0] * _FOLDS * classes + cell[review],
-        minlength=len(kept) * _FOLDS * classes).reshape(-1, _FOLDS, classes)
+    cell = ngram[ngram >= 0] * _FOLDS + fold[review]
+    counts = np.stack([np.bincount(
+        cell, shares[review, k], minlength=len(kept) * _FOLDS).reshape(
+            -1, _FOLDS) for k in range(classes)], axis=-1)
     total = counts.sum(axis=1)
+    total[total.sum(axis=-1) < _FEW] = 0
     known.append(keys[kept])
     log_odds.append(_ratios(total, prior))
     rest = total[:, None] - counts  # [kept, folds, classes]
     # What would not be kept without its fold is unknown there, too: training
     # reads as few n-grams as evaluation does.
-    rest[rest.sum(axis=-1) < _LEAST] = 0
+    rest[rest.sum(axis=-1) < _FEW] = 0
     others = _ratios(rest, prior)  # [kept, folds, C]
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
     features.append(others[number[place], fold[of_review]])
   return (np.concatenate(known), np.concatenate(log_odds),
           np.concatenate(features, axis=-1))
+
+
+def _class_shares(labels: np.ndarray) -> np.ndarray:
+  """float64 [n, K], how much of each class a review is; nothing if unknown."""
+  classes = max(2, int(labels.max(initial=0)) + 1)
+  if labels.dtype.kind == 'f':  # the probability of the second of two
+    known = np.where(labels < 0, 0, [1 - labels, labels])
+    return known.T.astype(np.float64)
+  return (labels[:, None] == np.arange(classes)).astype(np.float64)
 
 
 def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:

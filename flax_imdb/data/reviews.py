@@ -41,7 +41,9 @@ class Reviews:
   """The n reviews of a split; review i is ids[offsets[i]:offsets[i + 1]]."""
   ids: np.ndarray  # unsigned [tokens of all reviews]
   offsets: np.ndarray  # int64 [n + 1]
-  labels: np.ndarray  # int8 [n], 1 positive, 0 negative
+  # int8 [n]: 1 positive, 0 negative, -1 unknown. Or float32, to train with:
+  # what a pseudo-label says is the probability of 1.
+  labels: np.ndarray
   # What `ngrams` adds, an array a token: bigrams int32 [tokens], the row of an
   # embedding of word pairs; log_odds float32 [tokens, features].
   features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -69,6 +71,15 @@ class Reviews:
     return np.minimum(np.diff(self.offsets), max_length)
 
 
+def joined(reviews: Reviews, others: Reviews) -> Reviews:
+  """All reviews of both, which have no features yet."""
+  return Reviews(
+      np.concatenate([reviews.ids, others.ids]),
+      np.concatenate([reviews.offsets,
+                      others.offsets[1:] + reviews.offsets[-1]]),
+      np.concatenate([reviews.labels, others.labels]))
+
+
 def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
                    labels: np.ndarray | None = None) -> Reviews:
   """Encodes n texts at full length; labels int8 [n], without them all 0."""
@@ -88,8 +99,9 @@ def _ragged(tokenizer: Tokenizer, rows: Sequence[np.ndarray],
 def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
-  Or that of data.word_index. `announce` is told what takes time; UserError if
-  the data set, or that file, can't be had.
+  And of those without labels, if there are. Or that of data.word_index.
+  `announce` is told what takes time; UserError if the data set, or that file,
+  can't be had.
   """
   data = config.data
   if data.word_index:
@@ -98,8 +110,8 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     fingerprint = sources.prepare(data.name, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
-        data.validation_fraction, data.validation_by, data.vocab_size,
-        data.punctuation, groups.VERSION, VERSION)
+        data.unlabelled_split, data.validation_fraction, data.validation_by,
+        data.vocab_size, data.punctuation, groups.VERSION, VERSION)
     if path.exists():
       try:
         return load_tokenizer(path, data.vocab_size)
@@ -108,27 +120,36 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     start = time.perf_counter()
     texts, labels = sources.read_texts(data.name, data.train_split)
     train, _ = _divide(data, fingerprint, len(labels), announce, lambda: texts)
-    train = np.arange(len(labels))[train]
+    fitted = np.arange(len(labels))[train]
+    splits = {data.train_split: labels}
+    if data.unlabelled_split:
+      others, splits[data.unlabelled_split] = sources.read_texts(
+          data.name, data.unlabelled_split)
+      fitted = np.append(fitted, np.arange(len(others)) + len(texts))
+      texts = texts + others
     tokenizer, rows = fit_and_encode(
-        texts, train, data.vocab_size, data.punctuation)
+        texts, fitted, data.vocab_size, data.punctuation)
     save_tokenizer(tokenizer, path)
     # For `load_splits`, so that these texts are read once.
-    ids_path = _ids_path(data.name, fingerprint, tokenizer, data.train_split)
-    _write_reviews(ids_path, _ragged(tokenizer, rows, labels))
+    for split, labels in splits.items():
+      own, rows = rows[:len(labels)], rows[len(labels):]
+      _write_reviews(_ids_path(data.name, fingerprint, tokenizer, split),
+                     _ragged(tokenizer, own, labels))
     announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
-             f'{len(train):,} reviews and encoded {len(rows):,} in '
+             f'{len(fitted):,} reviews and encoded {len(texts):,} in '
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
     return tokenizer
 
 
 def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
                 splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
-  """Reads the splits that are asked for, some of `SPLITS`; each file once.
+  """Reads the splits that are asked for, of `SPLITS` and 'unlabelled'.
 
   Validation is a part of the training reviews: whole groups as `groups` has
   them, or the last in tfds' order, which tfds has shuffled once and for all.
-  `announce` as in `training_tokenizer`. Raises UserError if the data can't be
-  had, or a split is empty.
+  The labels that unlabelled reviews may have are not read. `announce` as in
+  `training_tokenizer`. Raises UserError if the data can't be had, a split is
+  empty, or one with labels lacks some.
   """
   with processes.one_at_a_time():
     data = config.data
@@ -144,11 +165,19 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
       found = {'train': reviews[train], 'validation': reviews[validation]}
     if 'test' in splits:
       found['test'] = encoded(data.test_split)
+    if 'unlabelled' in splits:
+      reviews = encoded(data.unlabelled_split)
+      found['unlabelled'] = dataclasses.replace(
+          reviews, labels=np.full(len(reviews), -1, np.int8))
   for split in splits:
+    field = 'test_split' if split == 'test' else 'train_split'
     if not len(found[split]):
-      field = 'test_split' if split == 'test' else 'train_split'
       raise UserError(f'the {split} split has no reviews: see config.data.'
                       f'{field} and config.data.validation_fraction')
+    if split != 'unlabelled' and found[split].labels.min() < 0:
+      raise UserError(
+          f'config.data.{field}={data[field]} has reviews without labels: give '
+          'them as config.data.unlabelled_split')
   return {split: found[split] for split in splits}
 
 
@@ -238,7 +267,7 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
       or ids.dtype.kind != 'u' or ids.max(initial=0) >= vocab_size
       or offsets[0] != 0 or offsets[-1] != len(ids)
       or (np.diff(offsets) < 1).any()  # a review has at least its start
-      or not np.isin(labels, (0, 1)).all()):
+      or not np.isin(labels, (-1, 0, 1)).all()):
     raise ValueError('its ids, offsets or labels are no reviews')
 
 

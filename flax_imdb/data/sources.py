@@ -125,8 +125,9 @@ def read_texts(name: str, split: str) -> tuple[list[str], np.ndarray]:
   """Reads one split of a prepared data set, a key of `PATHS`, in tfds' order.
 
   `split` is a tfds expression, such as 'train' or 'train[:10%]'. Returns the n
-  texts, and their labels as int8 [n]: 0 negative, 1 positive. Raises UserError
-  if the set is not prepared or is damaged, or the split unknown or empty.
+  texts, and their labels as int8 [n]: 0 negative, 1 positive, -1 none. Raises
+  UserError if the set is not prepared or is damaged, or the split unknown or
+  empty.
   """
   if not (path := _prepared(name)):
     raise UserError(f'{name} is not prepared: run with --mode=prepare')

@@ -12,21 +12,22 @@ from tokenizers import Tokenizer
 from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints, Progress
 from flax_imdb.cluster import devices, preemption, processes
-from flax_imdb.data import ngrams, sources
+from flax_imdb.data import ngrams, pseudo_labels, sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import (
   LABELS,
-  SPLITS,
   Reviews,
   data_sha256,
+  joined,
   load_splits,
   training_tokenizer,
 )
 from flax_imdb.data.tokenizer import load_tokenizer
 from flax_imdb.inference import evaluate, predict
 from flax_imdb.model import classifier
+from flax_imdb.storage import files
 from flax_imdb.terminal import CompileClock, Rate, Terminal
 from flax_imdb.train import stopping
 from flax_imdb.train.metrics import Metrics
@@ -111,13 +112,19 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
   processes.report_alive('load')
   run.check_directory(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
+  wanted = {'train': True, 'validation': config.data.validation_fraction,
+            'test': True, 'unlabelled': config.data.unlabelled_split}
   splits = load_splits(config, tokenizer, terminal.announce, [
-      split for split in SPLITS
-      if split != 'validation' or config.data.validation_fraction])
+      split for split in wanted if wanted[split]])
+  train_reviews = splits['train']
+  if unlabelled := splits.pop('unlabelled', None):
+    train_reviews = joined(
+        train_reviews, _pseudo_labelled(config, workdir, unlabelled))
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
   processes.check_same('tokenizer or data', lambda: ' '.join(
-      data_sha256(tokenizer, split) for split in splits.values()))
-  known, train_reviews = _ngrams(config, workdir, terminal, splits['train'])
+      data_sha256(tokenizer, split)
+      for split in (train_reviews, *splits.values())))
+  known, train_reviews = _ngrams(config, workdir, terminal, train_reviews)
   run.begin_directory(workdir, config, tokenizer, known)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
@@ -129,6 +136,17 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
       compiled.wrap(make_train_step(
           config, model, optimizer, batches.steps_per_epoch)),
       evaluate.make_logits(config, model, known, compiled), compiled)
+
+
+def _pseudo_labelled(
+    config: ConfigDict, workdir: str, unlabelled: Reviews) -> Reviews:
+  """With what the teachers said, if there are any; see `selftrain`."""
+  if not config.self_training_rounds:
+    return unlabelled
+  found = pseudo_labels.load(
+      files.as_path(workdir) / 'pseudo_labels.npz',
+      pseudo_labels.source(config), len(unlabelled))
+  return dataclasses.replace(unlabelled, labels=found.probabilities)
 
 
 def _tokenizer(
@@ -187,7 +205,7 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
   announce(classifier.parameter_table(training.state.params))
   if found is None:
     announce(f'{task.steps_total:,} steps, {task.batches.steps_per_epoch:,} an '
-             f'epoch of {len(task.splits["train"]):,} reviews; each new batch '
+             f'epoch of {len(task.batches.reviews):,} reviews; each new batch '
              'shape compiles once')
   else:
     stopped = training.progress.stopped

@@ -1,6 +1,7 @@
 """Pairs and log-odds: as plain loops count them, and never a review's own."""
 
 import collections
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from flax_imdb.config import load_config
 from flax_imdb.data import ngrams
-from flax_imdb.data.reviews import Reviews
+from flax_imdb.data.reviews import Reviews, joined
 from flax_imdb.errors import UserError
 
 
@@ -104,6 +105,44 @@ def test_a_reviews_own_label_changes_nothing_that_it_is_trained_with():
     if fold[row] == fold[0]:
       assert not part.any()
   assert changed.any()
+
+
+def _soft(reviews, seed=3):
+  """The same with a pseudo-label instead of each fourth label."""
+  labels = reviews.labels.astype(np.float32)
+  labels[::4] = np.random.default_rng(seed).random(len(labels[::4]))
+  return dataclasses.replace(reviews, labels=labels)
+
+
+def test_a_pseudo_label_counts_for_each_class_what_it_says():
+  reviews = _soft(_reviews())
+  known, annotated = ngrams.fit(_config(), reviews)
+  got = known.annotate(reviews).features['log_odds']
+  fold = np.random.default_rng(0).integers(10, size=60)
+  for order in (1, 2, 3):
+    np.testing.assert_allclose(got[:, order - 1], _plain_log_odds(
+        reviews, order, lambda _: range(60)), atol=1e-6)
+    np.testing.assert_allclose(
+        annotated.features['log_odds'][:, order - 1], _plain_log_odds(
+            reviews, order, lambda row: np.flatnonzero(fold != fold[row])),
+        atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.float32])
+def test_a_review_without_label_counts_for_no_class(dtype):
+  reviews = _reviews()
+  labels = np.append(reviews.labels, np.full(60, -1)).astype(dtype)
+  both = dataclasses.replace(
+      joined(reviews, _reviews(seed=1, words=9)), labels=labels)
+  known, annotated = ngrams.fit(_config(), both)
+  alone, _ = ngrams.fit(_config(), reviews)
+  new = _reviews(seed=2, words=9)
+  np.testing.assert_allclose(
+      known.annotate(new).features['log_odds'],
+      alone.annotate(new).features['log_odds'], atol=1e-6)
+  # Words of theirs have pairs to embed, and are read in training.
+  assert len(known.pairs) > len(alone.pairs)
+  assert annotated.features['log_odds'][len(reviews.ids):].any()
 
 
 def test_pairs_are_numbered_and_rare_ones_are_0():

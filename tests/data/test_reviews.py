@@ -10,6 +10,7 @@ from flax_imdb.config import load_config
 from flax_imdb.data import sources
 from flax_imdb.data.reviews import (
   encode_reviews,
+  joined,
   load_splits,
   training_tokenizer,
 )
@@ -97,6 +98,43 @@ def test_validation_is_the_last_part_of_the_training_split(cache, config):
   np.testing.assert_array_equal(
       np.concatenate([train.labels, validation.labels]), labels)
   assert len(list(cache.glob('*.npz'))) == 1  # they share a file
+
+
+def test_unlabelled_reviews_give_words_and_no_labels(
+    cache, config, no_reading):
+  alone = training_tokenizer(config, print)
+  config.data.unlabelled_split = 'train[500:600]'
+  texts, labels = sources.read_texts(NAME, 'train[500:600]')
+  tokenizer = training_tokenizer(config, print)
+  assert tokenizer.get_vocab_size() > alone.get_vocab_size()
+  no_reading()  # the same pass has encoded them
+  reviews, _ = _load(config, 'unlabelled')
+  assert _rows(reviews) == [row.tolist() for row in encode(tokenizer, texts)]
+  assert {*labels.tolist()} == {0, 1} and {*reviews.labels.tolist()} == {-1}
+  assert reviews.labels.dtype == np.int8
+
+
+@pytest.mark.parametrize('field', ['train_split', 'test_split'])
+def test_a_split_with_labels_has_all_of_them(
+    cache, config, field, monkeypatch):
+  read = sources.read_texts
+  def without(name, split):
+    texts, labels = read(name, split)
+    none = np.full_like(labels, -1)
+    return texts, none if split == config.data[field] else labels
+  monkeypatch.setattr(sources, 'read_texts', without)
+  with pytest.raises(UserError, match=f'data.{field}=.*unlabelled_split'):
+    for split in ('train', 'test'):
+      _load(config, split)
+
+
+def test_joined_reviews_are_those_of_both(cache, config):
+  a, b = (_load(config, split)[0] for split in ('train', 'test'))
+  both = joined(a, b)
+  assert _rows(both) == _rows(a) + _rows(b)
+  np.testing.assert_array_equal(
+      both.labels, np.concatenate([a.labels, b.labels]))
+  assert both.ids.dtype == a.ids.dtype and both.offsets.dtype == np.int64
 
 
 @pytest.mark.parametrize(('fraction', 'sizes'), [

@@ -1,0 +1,68 @@
+"""Labels that a teacher gave: with what it was, and what they are of."""
+
+import dataclasses
+import io
+import json
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from flax_imdb.data import sources
+from flax_imdb.errors import UserError
+from flax_imdb.storage import files, npz
+
+_MOST_REVIEWS = 1 << 24
+_MOST_BYTES = 1 << 16  # of what is told of the teachers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PseudoLabels:
+  """Of the n reviews of a split without labels, in its order."""
+  probabilities: np.ndarray  # float32 [n] that the label is 1
+  of: dict[str, Any]  # `source` of these
+  teachers: list[dict[str, Any]]  # what they were, such as their params_sha256
+
+
+def source(config: ConfigDict) -> dict[str, Any]:
+  """What the reviews without labels of this config are, as `of` says it."""
+  name = config.data.name
+  return {'name': name, 'split': config.data.unlabelled_split,
+          'fingerprint': sources.fingerprint(name)}
+
+
+def save(labels: PseudoLabels, path: str | os.PathLike[str]) -> None:
+  """Writes `pseudo_labels.npz`; errors as `files.write`."""
+  about = json.dumps({'of': labels.of, 'teachers': labels.teachers})
+  content = io.BytesIO()
+  np.savez(content, probabilities=labels.probabilities,
+           about=np.frombuffer(about.encode(), np.uint8))
+  files.write(path, content.getvalue())
+
+
+def load(path: str | os.PathLike[str], of: dict[str, Any],
+         n: int) -> PseudoLabels:
+  """Reads what `save` wrote of n reviews.
+
+  Raises UserError if it is missing, damaged, or not of the data set and split
+  `of`.
+  """
+  most = 4 * _MOST_REVIEWS + _MOST_BYTES
+  content = files.read_bytes(path, most)
+  fix = 'delete it, and training makes it again'
+  try:
+    arrays = npz.read_arrays(io.BytesIO(content), most)
+    probabilities = arrays['probabilities']
+    about = json.loads(arrays['about'].tobytes()[:_MOST_BYTES])
+    found, teachers = about['of'], about['teachers']
+    if (probabilities.dtype != np.float32 or probabilities.ndim != 1
+        or not ((probabilities >= 0) & (probabilities <= 1)).all()):
+      raise ValueError('its labels are no probabilities')
+  except (*npz.ERRORS, TypeError, RecursionError) as e:
+    raise UserError(f'{os.fspath(path)} is damaged ({e}): {fix}') from e
+  if found != of or len(probabilities) != n:
+    raise UserError(
+        f'{os.fspath(path)} has labels of {len(probabilities):,} reviews of '
+        f'{found}, not of {n:,} of {of}: {fix}')
+  return PseudoLabels(probabilities, found, teachers)

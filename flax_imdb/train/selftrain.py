@@ -1,0 +1,108 @@
+"""Self-training: a teacher's labels for reviews that have none.
+
+A student learns from the labels of the training reviews, and from what a run
+that knows these says of the others. That run, the teacher, may be a student
+itself: one round less, in a directory inside the student's.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from flax_imdb.checkpoint import run
+from flax_imdb.cluster import devices, processes
+from flax_imdb.data import pseudo_labels
+from flax_imdb.data.pseudo_labels import PseudoLabels
+from flax_imdb.data.reviews import load_splits
+from flax_imdb.errors import UserError
+from flax_imdb.inference import evaluate
+from flax_imdb.model import classifier
+from flax_imdb.storage import files
+from flax_imdb.terminal import CompileClock, Terminal
+from flax_imdb.train import loop
+
+# What teacher and student must agree in: else the teacher has seen reviews that
+# validate the student, or that test it.
+_SHARED = ('name', 'train_split', 'test_split', 'validation_fraction',
+           'validation_by')
+
+
+def train(config: ConfigDict, workdir: str,
+          terminal: Terminal) -> dict[str, Any]:
+  """As `loop.train`, after config.self_training_rounds of teachers.
+
+  Each is a run directory, in which a run that was killed goes on; what they say
+  is kept in the student's as `pseudo_labels.npz`.
+  """
+  if config.self_training_rounds:
+    run.check_directory(workdir, config)
+    if not (files.as_path(workdir) / 'pseudo_labels.npz').exists():
+      _teach(config, workdir, terminal)
+  return loop.train(config, workdir, terminal)
+
+
+def teacher_config(config: ConfigDict) -> ConfigDict:
+  """The config of the teacher of a student: the same with a round less."""
+  teacher = config.copy_and_resolve_references()
+  teacher.self_training_rounds -= 1
+  if not teacher.self_training_rounds:
+    teacher.teachers = ''
+    if not (config.virtual_adversarial_norm or config.entropy_weight):
+      teacher.data.unlabelled_split = ''  # labels alone
+  return teacher
+
+
+def _teach(config: ConfigDict, workdir: str, terminal: Terminal) -> None:
+  """Writes what the teachers say, which are trained before if need be."""
+  rounds = config.self_training_rounds
+  if config.teachers:
+    teachers = config.teachers.split(',')
+  else:
+    teachers = [f'{workdir}/teacher']
+    terminal.announce(f'self-training, {rounds} more round(s): the teacher '
+                      f'comes first, in {teachers[0]}')
+    train(teacher_config(config), teachers[0], terminal)
+  probabilities, about = [], []
+  for teacher in teachers:
+    labels, what = _labels(config, teacher, terminal)
+    probabilities.append(labels)
+    about.append(what)
+  if processes.index() == 0:
+    pseudo_labels.save(
+        PseudoLabels(np.mean(probabilities, axis=0, dtype=np.float32),
+                     pseudo_labels.source(config), about),
+        files.as_path(workdir) / 'pseudo_labels.npz')
+  processes.report_alive('save')
+
+
+def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
+    np.ndarray, dict[str, Any]]:
+  """What a run directory says of the reviews without labels; what it was.
+
+  float32 [n] probabilities. Raises UserError if it was trained on other
+  reviews, or can't be opened.
+  """
+  processes.report_alive('restore')
+  found = run.restore(teacher, None)
+  for field in _SHARED:
+    there, here = found.config.data[field], config.data[field]
+    if there != here:
+      raise UserError(
+          f'the teacher {teacher} has config.data.{field}={there}, this run '
+          f'{here}: it may know reviews that validate or test this one; train '
+          'another, or leave config.teachers empty')
+  processes.report_alive('load')
+  teaching = found.config.copy_and_resolve_references()
+  teaching.data.unlabelled_split = config.data.unlabelled_split
+  unlabelled = load_splits(teaching, found.tokenizer, terminal.announce,
+                           ['unlabelled'])['unlabelled']
+  logits = evaluate.make_logits(
+      found.config, found.model, found.ngrams, CompileClock(
+          lambda: processes.report_alive('compile')))(found.params, unlabelled)
+  terminal.announce(f'{teacher} labels {len(logits):,} reviews, '
+                    f'{(logits > 0).mean():.1%} of them positive')
+  return 1 / (1 + np.exp(-logits / found.temperature)), {
+      'run': teacher, 'step': found.step, 'temperature': found.temperature,
+      'params_sha256': classifier.params_sha256(
+          devices.to_host(found.params))}
