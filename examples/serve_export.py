@@ -67,6 +67,18 @@ def read(ids):
   return found
 
 
+def linear(ids):
+  """The logit of the linear model, which counts each n-gram once."""
+  logit = ngrams['bias']
+  for order in range(1, 1 + about['order']):
+    found = np.unique(place(ngrams['keys'], ids, order))
+    found = found[found >= 0]
+    # Adds up in this order, as predict does; np.sum would not.
+    logit = logit + np.bincount(
+        0 * found, ngrams['weights'][found], minlength=1)[0]
+  return np.float32(logit)
+
+
 def spans(n):
   """Which tokens of n are read: (start, stop) of each segment."""
   most, length = reading['max_length'], reading['segment_length']
@@ -111,6 +123,10 @@ def batches(reviews):
       arrays['segments'] = np.full((rows, -(-most // length)), size, 'i4')
       for row, places in enumerate(found):
         arrays['segments'][row, :len(places)] = places
+    if 'linear' in inputs:
+      arrays['linear'] = np.zeros(rows, 'f4')
+      arrays['linear'][:len(found)] = [
+          linear(review['ids']) for review in reviews[first:i]]
     yield len(found), [arrays[name] for name in inputs]
 
 

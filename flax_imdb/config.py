@@ -185,11 +185,12 @@ def check_fields(config: ConfigDict) -> None:
     raise UserError(f'config.model.pooling={config.model.pooling}: choose last,'
                     ' mean, max, or some joined as in max+mean')
   inputs = config.model.inputs.split('+')
-  if (inputs[0] != 'words' or not set(inputs[1:]) <= {'bigrams', 'log_odds'}
-      or len(set(inputs)) < len(inputs)):
+  if (inputs[0] != 'words' or len(set(inputs)) < len(inputs)
+      or not set(inputs[1:]) <= {'bigrams', 'log_odds', 'linear'}
+      or 'linear' in inputs and 'log_odds' not in inputs):
     raise UserError(f'config.model.inputs={config.model.inputs:.40}: choose '
-                    'words, or words+bigrams, words+log_odds or '
-                    'words+bigrams+log_odds')
+                    'words, and bigrams, log_odds or log_odds+linear joined to '
+                    'it, as in words+bigrams+log_odds')
   if config.data.word_index and config.data.punctuation:
     raise UserError(
         'config.data.word_index has words alone: give '

@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.data import segments
-from flax_imdb.data.reading import ALONE, Batch, Reading, Share, gather
+from flax_imdb.data.reading import (
+  ALONE,
+  Batch,
+  Reading,
+  Share,
+  gather,
+  of_reviews,
+)
 from flax_imdb.data.reviews import Reviews
 
 # Reviews of similar length share a batch, chosen among this many batches: more
@@ -52,9 +59,9 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, reading: Reading,
   width = padded_length(
       int(lengths.max()), reading.bucket_width, reading.max_length)
   part = share.rows(batch_size)
-  return gather(reviews, starts, lengths, width, part) | {
+  return gather(reviews, starts, lengths, width, part) | of_reviews(
+      reviews, rows[part]) | {
       'weights': weights[part],
-      'labels': reviews.labels[rows[part]].astype(np.float32),
       'places': np.arange(batch_size, dtype=np.int32)[part]}
 
 
@@ -156,6 +163,8 @@ def shapes(config: ConfigDict, rows: int,
   if 'bigrams' in inputs:
     found['bigrams'] = (size, width), 'int32'
     found['bigram_rows'] = (devices * size * width,), 'int32'
+  if 'linear' in inputs:
+    found['linear'] = (rows,), 'float32'
   if 'log_odds' in inputs:
     found['log_odds'] = (size, width, config.data.log_odds_order), 'float32'
   return found | {

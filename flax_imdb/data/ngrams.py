@@ -1,5 +1,7 @@
 """What the words before make of a token: word pairs, and log-odds of classes.
 
+And, if it is asked for, what a linear model makes of all n-grams of a review.
+
 Both are learned from the training reviews alone, and saved with the run as
 `ngrams.npz`: a run directory answers for any text.
 """
@@ -10,7 +12,9 @@ import os
 
 from ml_collections import ConfigDict
 import numpy as np
+from scipy import sparse
 
+from flax_imdb.data import linear
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files, npz
@@ -27,6 +31,8 @@ class Ngrams:
   pairs: np.ndarray  # int64 [P] ascending; their ids are 1 to P, 0 any other
   keys: np.ndarray  # int64 [N] ascending, of n-grams of all orders
   log_odds: np.ndarray  # float32 [N, C]: C = 1 for two classes, else one each
+  weights: np.ndarray  # float32 [N], and
+  bias: float  # what they add up to is the linear model's logit
   order: int  # words of the longest of these n-grams
   inputs: str  # config.model.inputs
 
@@ -41,12 +47,23 @@ class Ngrams:
       found['log_odds'] = np.concatenate(
           [table[_look_up(self.keys, _keys(reviews, n))]
            for n in range(1, self.order + 1)], axis=-1)
-    return dataclasses.replace(reviews, features=found)
+    logits = None
+    if 'linear' in self.inputs:
+      table = np.append(self.weights, np.float32(0))
+      logits = np.full(len(reviews), self.bias)
+      for n in range(1, self.order + 1):
+        ngram, review = _present(
+            reviews, _look_up(self.keys, _keys(reviews, n)))
+        logits += np.bincount(review, table[ngram], minlength=len(reviews))
+    return dataclasses.replace(
+        reviews, features=found,
+        linear=None if logits is None else logits.astype(np.float32))
 
 
 # Of a model that reads words alone.
 NONE = Ngrams(np.zeros(0, np.int64), np.zeros(0, np.int64),
-              np.zeros((0, 1), np.float32), 0, 'words')
+              np.zeros((0, 1), np.float32), np.zeros(0, np.float32), 0.0, 0,
+              'words')
 
 
 def fit(config: ConfigDict, reviews: Reviews,
@@ -61,6 +78,7 @@ def fit(config: ConfigDict, reviews: Reviews,
   """
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
+  weights, bias, logits = NONE.weights, NONE.bias, None
   if 'bigrams' not in inputs:
     pairs = NONE.pairs
   elif pairs is None:
@@ -68,11 +86,14 @@ def fit(config: ConfigDict, reviews: Reviews,
   else:
     features['bigrams'] = 1 + _look_up(pairs, _keys(reviews, 2))
   if 'log_odds' in inputs:
-    keys, log_odds, features['log_odds'] = _log_odds(
+    keys, log_odds, others, features['log_odds'], present = _log_odds(
         reviews, data.log_odds_order, data.log_odds_ngrams)
-  ngrams = Ngrams(
-      pairs, keys, log_odds, data.log_odds_order, config.model.inputs)
-  return ngrams, dataclasses.replace(reviews, features=features)
+    if 'linear' in inputs:
+      weights, bias, logits = _linear(reviews, present, log_odds, others)
+  ngrams = Ngrams(pairs, keys, log_odds, weights, bias, data.log_odds_order,
+                  config.model.inputs)
+  return ngrams, dataclasses.replace(
+      reviews, features=features, linear=logits)
 
 
 def _keys(reviews: Reviews, order: int) -> np.ndarray:
@@ -108,9 +129,47 @@ def _frequent_pairs(
   return keys[kept], ids[place]
 
 
+def _present(reviews: Reviews, places: np.ndarray) -> tuple[
+    np.ndarray, np.ndarray]:
+  """Each n-gram of a review once: int [m], its place, and int [m], the review.
+
+  `places` are int [tokens], those of the n-grams that end there; -1 is none.
+  """
+  n = len(reviews)
+  of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
+  # np.unique would take ten times as long.
+  pairs = np.sort((places.astype(np.int64) * n + of_review)[places >= 0])
+  return np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], n)
+
+
+def _fold(n: int) -> np.ndarray:
+  """In which of `_FOLDS` each of n training reviews is: int [n]."""
+  return np.random.default_rng(0).integers(_FOLDS, size=n)
+
+
+def _linear(reviews: Reviews, present: sparse.csr_matrix, log_odds: np.ndarray,
+            others: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+  """Weights and bias of `Ngrams`, and the logits of these reviews.
+
+  float32 [n], each from a model of the nine folds that the review is not in.
+  """
+  shares, fold = _class_shares(reviews.labels), _fold(len(reviews))
+  known, targets = shares.sum(axis=1) > 0, shares[:, 1]
+  weights, bias = linear.fit(present[known], log_odds[:, 0], targets[known])
+  logits = np.zeros(len(reviews), np.float32)
+  for i in range(_FOLDS):
+    rest = known & (fold != i)
+    part = linear.fit(present[rest], others[:, i, 0], targets[rest])
+    logits[fold == i] = present[fold == i] @ part[0] + part[1]
+  return weights, bias, logits
+
+
 def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray]:
-  """Keys and log-odds as of `Ngrams`, and the features of these reviews.
+    np.ndarray, np.ndarray, np.ndarray, np.ndarray, sparse.csr_matrix]:
+  """Keys and log-odds [N, C] as of `Ngrams`, and what these reviews have.
+
+  That is float32 [N, folds, C], the log-odds without each fold; the features of
+  the reviews; and float32 [n, N], 1 where a review has an n-gram.
 
   Of each length the `most` n-grams that are in the most reviews. Source: the
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
@@ -120,19 +179,18 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
   classes = shares.shape[1]
   totals = shares.sum(axis=0) + 1
   prior = totals / totals.sum()
-  fold = np.random.default_rng(0).integers(_FOLDS, size=n)
+  fold = _fold(n)
   of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
-  known, log_odds, features = [], [], []
+  known, log_odds, without, features, present = [], [], [], [], []
   for length in range(1, order + 1):
     keys, place = np.unique(_keys(reviews, length), return_inverse=True)
-    # Each n-gram of a review once; np.unique would take ten times as long.
-    pairs = np.sort(place * n + of_review)
-    ngram, review = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], n)
+    ngram, review = _present(reviews, place)
     kept = _most_common(keys, np.bincount(ngram, minlength=len(keys)), most)
     number = np.full(len(keys), -1)
     number[kept] = np.arange(len(kept))
-    ngram, review = number[ngram], review[number[ngram] >= 0]
-    cell = ngram[ngram >= 0] * _FOLDS + fold[review]
+    review, ngram = review[number[ngram] >= 0], number[ngram]
+    ngram = ngram[ngram >= 0]
+    cell = ngram * _FOLDS + fold[review]
     counts = np.stack([np.bincount(
         cell, shares[review, k], minlength=len(kept) * _FOLDS).reshape(
             -1, _FOLDS) for k in range(classes)], axis=-1)
@@ -145,11 +203,15 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     # reads as few n-grams as evaluation does.
     rest[rest.sum(axis=-1) < _FEW] = 0
     others = _ratios(rest, prior)  # [kept, folds, C]
+    without.append(others)
+    present.append(sparse.csr_matrix(
+        (np.ones(len(ngram), np.float32), (review, ngram)), (n, len(kept))))
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
     features.append(others[number[place], fold[of_review]])
   return (np.concatenate(known), np.concatenate(log_odds),
-          np.concatenate(features, axis=-1))
+          np.concatenate(without), np.concatenate(features, axis=-1),
+          sparse.hstack(present, 'csr'))
 
 
 def _class_shares(labels: np.ndarray) -> np.ndarray:
@@ -179,7 +241,8 @@ def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
   """Writes `ngrams.npz`; errors as `files.write`."""
   content = io.BytesIO()
   np.savez(content, pairs=ngrams.pairs, keys=ngrams.keys,
-           log_odds=ngrams.log_odds)
+           log_odds=ngrams.log_odds, weights=ngrams.weights,
+           bias=np.float64(ngrams.bias))
   files.write(path, content.getvalue())
 
 
@@ -195,7 +258,7 @@ def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
   most_pairs = (data.bigrams - 1) * ('bigrams' in inputs)
   most_keys = (data.log_odds_ngrams * data.log_odds_order
                * ('log_odds' in inputs))
-  most = 8 * most_pairs + 12 * most_keys + 4096
+  most = 8 * most_pairs + 16 * most_keys + 4096
   content = files.read_bytes(path, most)
   try:
     arrays = npz.read_arrays(io.BytesIO(content), most)
@@ -208,8 +271,14 @@ def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
     if (log_odds.dtype != np.float32 or log_odds.shape != (len(keys), 1)
         or not np.isfinite(log_odds).all()):
       raise ValueError('its log-odds are not a number for each n-gram')
+    weights, bias = NONE.weights, NONE.bias
+    if 'linear' in inputs:
+      weights, bias = arrays['weights'], float(arrays['bias'])
+      if (weights.dtype != np.float32 or weights.shape != keys.shape
+          or not np.isfinite(weights).all() or not np.isfinite(bias)):
+        raise ValueError('its weights are not a number for each n-gram')
   except npz.ERRORS as e:
     raise UserError(f'{os.fspath(path)} is damaged ({e}): copy it again from '
                     'the run directory, or train again') from e
-  return Ngrams(
-      pairs, keys, log_odds, data.log_odds_order, config.model.inputs)
+  return Ngrams(pairs, keys, log_odds, weights, bias, data.log_odds_order,
+                config.model.inputs)

@@ -83,3 +83,10 @@ def gather(reviews: Reviews, starts: np.ndarray, lengths: np.ndarray,
   return found | {
       'ids': np.where(inside, reviews.ids[at], PADDING_ID).astype(np.int32),
       'lengths': lengths.astype(np.int32)}
+
+
+def of_reviews(reviews: Reviews, rows: np.ndarray) -> Batch:
+  """What a batch has of each review, float32 [R]: labels, and linear if any."""
+  found = {'labels': reviews.labels[rows].astype(np.float32)}
+  return found if reviews.linear is None else found | {
+      'linear': reviews.linear[rows]}

@@ -47,6 +47,7 @@ class Reviews:
   # What `ngrams` adds, an array a token: bigrams int32 [tokens], the row of an
   # embedding of word pairs; log_odds float32 [tokens, features].
   features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  linear: np.ndarray | None = None  # float32 [n] logits of a linear model
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -58,13 +59,15 @@ class Reviews:
       offsets = self.offsets[start:max(start, stop) + 1]
       tokens = slice(offsets[0], offsets[-1])
       return Reviews(self.ids[tokens], offsets - offsets[0], self.labels[rows],
-                     {k: v[tokens] for k, v in self.features.items()})
+                     {k: v[tokens] for k, v in self.features.items()},
+                     None if self.linear is None else self.linear[rows])
     starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # Of each token kept: its place in its review, and where that began.
     place = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
     return Reviews(self.ids[place], offsets, self.labels[rows],
-                   {k: v[place] for k, v in self.features.items()})
+                   {k: v[place] for k, v in self.features.items()},
+                   None if self.linear is None else self.linear[rows])
 
   def lengths(self, max_length: int) -> np.ndarray:
     """int64 [n] tokens of each review once cut at `max_length`."""

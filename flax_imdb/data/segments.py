@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from flax_imdb.data.reading import Batch, Reading, Share, gather
+from flax_imdb.data.reading import Batch, Reading, Share, gather, of_reviews
 from flax_imdb.data.reviews import Reviews
 
 # Places for segments that evaluation has for each review of a batch: reviews
@@ -134,10 +134,9 @@ def _fill(reviews: Reviews, table: np.ndarray, places: np.ndarray, size: int,
   segments[of, k] = place
   part = share.rows(len(rows))
   return gather(reviews, begins, sizes, length,
-                share.rows(share.devices * size)) | {
+                share.rows(share.devices * size)) | of_reviews(
+                    reviews, rows[part]) | {
       'segments': segments[part], 'weights': real[part].astype(np.float32),
-      'labels': np.where(real, reviews.labels[rows], 0)[part].astype(
-          np.float32),
       'places': np.maximum(places, 0).ravel()[part].astype(np.int32)}
 
 

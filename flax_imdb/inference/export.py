@@ -84,6 +84,7 @@ def program(config: ConfigDict, model: classifier.SentimentClassifier,
   def dims(text):
     return export.symbolic_shape(text, scope=scope)
   axes = {'ids': 'rows, width', 'lengths': 'rows', 'segments': 'reviews, most',
+          'linear': 'reviews' if config.data.segment_length else 'rows',
           'bigrams': 'rows, width',
           'log_odds': f'rows, width, {config.data.log_odds_order}'}
   with jax.disable_jit(False):  # config.debug may have turned jit off

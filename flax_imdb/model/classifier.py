@@ -25,7 +25,7 @@ _MOST_STATES = 1 << 31
 
 Params = dict[str, Any]
 
-_INPUTS = ('ids', 'lengths', 'segments', 'bigrams', 'log_odds')
+_INPUTS = ('ids', 'lengths', 'segments', 'bigrams', 'log_odds', 'linear')
 # The embedding of which a step reads and changes a few rows.
 TABLE = 'bigrams'
 # The collection in which a change of the embedded input is passed, as 'x'.
@@ -37,6 +37,7 @@ class SentimentClassifier(nn.Module):
   vocab_size: int
   bigram_rows: int  # of the embedding of pairs; 0 without
   log_odds_features: int  # numbers a token; 0 without
+  linear: bool  # whether a linear model's logit is added
   embedding_dim: int
   cell: str
   width: int
@@ -63,6 +64,7 @@ class SentimentClassifier(nn.Module):
                segments: jax.Array | None = None,
                bigrams: jax.Array | None = None,
                log_odds: jax.Array | None = None,
+               linear: jax.Array | None = None,
                dropout_keys_B: jax.Array | None = None) -> jax.Array:
     """Computes float32 [B] logits; positive means a positive review.
 
@@ -73,6 +75,7 @@ class SentimentClassifier(nn.Module):
         where each review is one, which then has a token at least.
       bigrams: int32 [S, T], if the model has `bigram_rows`.
       log_odds: float32 [S, T, log_odds_features], if it has some.
+      linear: float32 [B] logits of a linear model, if it adds to one.
       dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
         masks depend on its own key alone, neither on B nor on T.
     """
@@ -117,8 +120,11 @@ class SentimentClassifier(nn.Module):
         nn.Dense, kernel_init=nn.initializers.glorot_uniform())
     if self.hidden_dim:
       pooled_BF = nn.relu(dense(self.hidden_dim, name='hidden')(pooled_BF))
-    logits_B1 = dense(1, name='logit')(pooled_BF)
-    return logits_B1[:, 0]
+    logits_B = dense(1, name='logit')(pooled_BF)[:, 0]
+    if self.linear:
+      assert linear is not None
+      logits_B += linear * self.param('linear', nn.initializers.ones, ())
+    return logits_B
 
   def _pool(self, states: list[tuple[jax.Array, jax.Array]],
             lengths_S: jax.Array,
@@ -211,7 +217,8 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
       vocab_size=config.data.vocab_size,
       bigram_rows=config.data.bigrams if 'bigrams' in kinds else 0,
       log_odds_features=(
-          config.data.log_odds_order if 'log_odds' in kinds else 0), **fields)
+          config.data.log_odds_order if 'log_odds' in kinds else 0),
+      linear='linear' in kinds, **fields)
   if (count := parameter_count(param_shapes(model))) > MOST_PARAMETERS:
     raise UserError(
         f'the config asks for {count:,} parameters, more than '
@@ -248,7 +255,8 @@ def init_params(model: SentimentClassifier, key: jax.Array) -> Params:
   ids_BT = jnp.ones((1, 2), jnp.int32)
   return model.init(
       key, ids_BT, jnp.ones((1,), jnp.int32), bigrams=ids_BT,
-      log_odds=jnp.ones((1, 2, model.log_odds_features)))['params']
+      log_odds=jnp.ones((1, 2, model.log_odds_features)),
+      linear=jnp.ones(1))['params']
 
 
 @functools.lru_cache(maxsize=1)

@@ -107,6 +107,39 @@ def test_a_reviews_own_label_changes_nothing_that_it_is_trained_with():
   assert changed.any()
 
 
+LINEAR = 'words+log_odds+linear'
+
+
+def test_the_linear_model_counts_each_ngram_of_a_review_once():
+  reviews = _reviews()
+  known, _ = ngrams.fit(_config(LINEAR), reviews)
+  weights = dict(zip(known.keys.tolist(), known.weights.tolist(), strict=True))
+  new = _reviews(seed=1, words=9)
+  got = known.annotate(new).linear
+  assert got.dtype == np.float32 and got.shape == (60,)
+  for row, z in zip(_rows(new), got, strict=True):
+    found = {g for order in (1, 2, 3) for g in _grams(row, order)} - {None}
+    keys = [sum(x << 20 * i for i, x in enumerate(reversed(g)))
+            | len(g) << 60 for g in found]
+    np.testing.assert_allclose(
+        z, known.bias + sum(weights.get(key, 0) for key in keys), atol=1e-5)
+  assert np.std(got) > 0.1
+
+
+def test_the_linear_model_to_train_with_is_of_the_other_folds():
+  reviews = _reviews(n=200)
+  _, before = ngrams.fit(_config(LINEAR), reviews)
+  fold = np.random.default_rng(0).integers(10, size=200)
+  labels = reviews.labels.copy()
+  # Two of one fold, of either label: the share of each stays as it is.
+  a, b = (np.flatnonzero((fold == 0) & (labels == x))[0] for x in (0, 1))
+  labels[[a, b]] ^= 1
+  _, after = ngrams.fit(_config(LINEAR), dataclasses.replace(
+      reviews, labels=labels))
+  changed = before.linear != after.linear
+  assert not changed[fold == 0].any() and changed[fold != 0].any()
+
+
 def _soft(reviews, seed=3):
   """The same with a pseudo-label instead of each fourth label."""
   labels = reviews.labels.astype(np.float32)
@@ -196,6 +229,19 @@ def test_what_is_saved_answers_as_what_was_learned(tmp_path):
   a, b = (x.annotate(new).features for x in (known, loaded))
   for name in ('bigrams', 'log_odds'):
     np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_linear_model_that_is_saved_answers_as_what_was_learned(tmp_path):
+  config = _config(LINEAR)
+  known, _ = ngrams.fit(config, _reviews())
+  ngrams.save(known, tmp_path / 'ngrams.npz')
+  loaded = ngrams.load(tmp_path / 'ngrams.npz', config)
+  new = _reviews(seed=1, words=9)
+  np.testing.assert_array_equal(
+      known.annotate(new).linear, loaded.annotate(new).linear)
+  _damaged(tmp_path / 'ngrams.npz', weights=known.weights[:-1])
+  with pytest.raises(UserError, match='weights are not a number for each'):
+    ngrams.load(tmp_path / 'ngrams.npz', config)
 
 
 @pytest.mark.parametrize('inputs', ['words+bigrams', 'words+log_odds'])

@@ -207,15 +207,16 @@ def test_every_input_is_served_as_it_is_predicted(
   assert len({p['probability'] for p in predictions}) > 30
   about = json.loads((copy / 'export' / 'model.json').read_text())
   assert about['inputs'] == [
-      'ids', 'lengths', 'segments', 'bigrams', 'log_odds']
+      'ids', 'lengths', 'segments', 'bigrams', 'log_odds', 'linear']
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('fields', [
     {'data.read': 'last'}, {'data.read': 'spread'},
     {'data.read': 'last', 'data.segment_length': 0, 'data.bucket_width': 0},
-    {'data.segment_length': 0, 'model.inputs': 'words+bigrams'}],
-    ids=['last', 'spread', 'whole, last', 'whole'])
+    {'data.segment_length': 0, 'model.inputs': 'words+bigrams'},
+    {'data.segment_length': 0}],
+    ids=['last', 'spread', 'whole, last', 'whole', 'whole, all inputs'])
 def test_every_reading_is_served_as_it_is_predicted(fields, tmp_path):
   flags = [f'--config.{k}={v}' for k, v in fields.items()]
   workdir = f'--workdir={tmp_path}/run'

@@ -31,8 +31,8 @@ TINY = (
     '--config.model.width=8',
 )
 
-# The same with all that the default config has: segments, pairs, log-odds,
-# marks, validation by groups, and what is added to the input.
+# The same with all that can be read: segments, pairs, log-odds, a linear model,
+# marks; with validation by groups, and what is added to the input.
 EVERY_INPUT = (
     '--config=configs/default.py',
     '--config.data.name=grammar_reviews',
@@ -42,6 +42,7 @@ EVERY_INPUT = (
     '--config.data.segment_length=20',
     '--config.data.bigrams=400',
     '--config.data.log_odds_ngrams=1000',
+    '--config.model.inputs=words+bigrams+log_odds+linear',
     *TINY[7:],
 )
 
