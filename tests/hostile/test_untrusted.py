@@ -1,8 +1,8 @@
 """A stranger's file executes nothing, and no claim of its is allocated.
 
 What is read: config.json, tokenizer.json, calibration.json, checkpoints, jsonl,
-the weights of config.init_from and the ids cache. A hostile one is refused in one
-line that names it, or set aside where there is another to take.
+the weights of config.init_from and the ids cache. A hostile one is refused in
+one line that names it, or set aside where there is another to take.
 """
 
 import ast
@@ -516,8 +516,8 @@ def _calibration(temperature, step='7'):
 CALIBRATIONS = [
     _calibration('NaN'), _calibration('Infinity'), _calibration('-1.0'),
     _calibration('0.0'), _calibration('1e-300'), _calibration('1e300'),
-    _calibration('10.000001'), _calibration('9' * 4000),
-    _calibration('9' * 5000), _calibration('1'), _calibration('true'),
+    _calibration('10.000001'), _calibration('9' * 900),
+    _calibration('1'), _calibration('true'),
     _calibration('null'), _calibration('"1.0"'), _calibration('[1.0]'),
     _calibration('1.0', 'true'), _calibration('1.0', '7.0'),
     _calibration('1.0', '"7"'), _calibration('1.0', 'null'),
