@@ -31,6 +31,7 @@ options = {'xla_cpu_prefer_vector_width': 512}
 logits = jax.jit(exported.call, compiler_options=(
     options if jax.default_backend() == 'cpu' else None))
 inputs, reading = about['inputs'], about['reading']
+temperature = about.get('temperature', 1)  # an older export has none
 ngrams = (np.load(folder / 'ngrams.npz')
           if (folder / 'ngrams.npz').exists() else None)
 
@@ -136,7 +137,7 @@ answers = []
 for count, arrays in batches([read(ids) for ids in tokens(texts)]):
   answers += logits(*arrays).tolist()[:count]
 for text, z in zip(texts, answers, strict=True):
-  odds = math.exp(-abs(z))
+  odds = math.exp(-abs(z / temperature))
   print(json.dumps({
       'label': about['labels'][z > about['threshold']],
       'probability': 1 / (1 + odds) if z > 0 else odds / (1 + odds),

@@ -19,6 +19,7 @@ from support.command import ROOT, TINY, finished, run_here, run_main
 
 from flax_imdb import main
 from flax_imdb.cluster import processes
+from flax_imdb.inference import calibration
 
 # One batch shape: half as much to compile, where that is what takes the time.
 SHORT = (*TINY, '--config.data.max_length=20')
@@ -37,7 +38,7 @@ def test_a_run_directory_holds_what_the_readme_says(trained):
   workdir, output = trained
   names = {p.name.split('.tfevents')[0] for p in workdir.iterdir()}
   assert names == {'config.json', 'tokenizer.json', 'checkpoints', 'events.out',
-                   'metrics.jsonl', 'summary.json'}
+                   'metrics.jsonl', 'calibration.json', 'summary.json'}
   summary = _summary(workdir)
   # 110 reviews, 11 validate: 99 are 7 batches of 16, the last one of 3.
   assert summary['step'] == summary['steps_total'] == 14
@@ -61,6 +62,32 @@ def test_a_run_directory_holds_what_the_readme_says(trained):
     assert part in output
   assert output.count('is positive, predicted') + output.count(
       'is negative, predicted') == 4
+
+
+def test_a_run_is_calibrated_on_validation(trained):
+  workdir, output = trained
+  summary = _summary(workdir)
+  found = summary['calibration']
+  assert json.loads((workdir / 'calibration.json').read_text()) == {
+      'step': summary['evaluated_step'], 'temperature': found['temperature']}
+  assert found['validation']['loss'] < summary['validation']['loss']
+  assert found['test']['loss'] != summary['test']['loss']
+  assert sum(row['n'] for row in found['test']['reliability']) == 45
+  right = sum(row['n'] * row['accuracy'] for row in found['test'][
+      'reliability'])
+  assert right / 45 == pytest.approx(summary['test']['accuracy'])
+  assert calibration.text(found) in output.splitlines()
+
+
+def test_examples_are_what_predict_answers(trained):
+  workdir, output = trained
+  examples = re.findall(
+      r'^is (?:positive|negative), predicted (\w+ \S+  (.*))$', output, re.M)
+  assert len(examples) == 4
+  printed = finished(run_here(
+      '--mode=predict', f'--workdir={workdir}',
+      stdin='\n'.join(text for _, text in examples).encode()))
+  assert printed.splitlines() == [line for line, _ in examples]
 
 
 def test_eval_prints_the_number_of_the_summary(trained):
@@ -88,10 +115,13 @@ def test_a_finished_run_says_so_and_evaluates_again(trained, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(trained[0], workdir)
   before = _summary(workdir)
-  (workdir / 'summary.json').unlink()
+  for name in ('summary.json', 'calibration.json'):
+    (workdir / name).unlink()
   output = finished(run_here(*TINY, f'--workdir={workdir}'))
   assert 'already at step 14 of 14' in output
   assert _summary(workdir) == before
+  assert ((workdir / 'calibration.json').read_bytes()
+          == (trained[0] / 'calibration.json').read_bytes())
   assert _lines(workdir) == _lines(trained[0])
 
 
@@ -205,6 +235,8 @@ def test_without_validation_all_reviews_train_and_the_last_weights_count(
   summary = _summary(tmp_path)
   assert summary['train']['n'] == 110 and 'validation' not in summary
   assert summary['best_step'] is None
+  assert 'calibration' not in summary and 'calibrated' not in output
+  assert not (tmp_path / 'calibration.json').exists()
   assert summary['evaluated_step'] == summary['step'] == 14
   assert [set(line) for line in _lines(tmp_path)] == 2 * [
       {'epoch', 'step', 'train'}]

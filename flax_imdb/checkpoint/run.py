@@ -1,7 +1,11 @@
 """A run directory: what it holds, and how it is opened again.
 
 config.json  tokenizer.json  ngrams.npz  checkpoints/  damaged/  metrics.jsonl
-events.out.tfevents.*  summary.json  export/  report/
+events.out.tfevents.*  calibration.json  summary.json  export/  report/
+
+calibration.json holds a step and a temperature: the logits of that step's
+weights, which are those that the run evaluates at its end, are divided by it to
+become probabilities. A run without validation has none, nor has an older one.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +32,9 @@ from flax_imdb.model import classifier, keras_weights
 from flax_imdb.model.classifier import Params
 from flax_imdb.storage import bucket, files
 
+TEMPERATURES = 0.1, 10.0  # the least and the greatest that there may be
+_MOST_BYTES = 1 << 10  # of calibration.json; ours have 55
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -38,6 +45,7 @@ class Run:
   model: classifier.SentimentClassifier
   params: Params  # to evaluate with, replicated
   step: int  # after which they were so
+  temperature: float  # logits / it make probabilities; 1.0 where none is known
 
 
 @contextlib.contextmanager
@@ -153,7 +161,7 @@ def restore(workdir: str, which: str | None) -> Run:
   `which` is 'best', 'latest' or a step's number; None for what the run itself
   evaluated. Of several processes, which all call this, the first chooses, for
   a run beside them may save meanwhile. Raises UserError if there is no run, or
-  no such step, and as `Checkpoints.restore_chosen`.
+  no such step, or a file is damaged, and as `Checkpoints.restore_chosen`.
   """
   if not is_run(workdir):
     raise UserError(
@@ -184,7 +192,32 @@ def restore(workdir: str, which: str | None) -> Run:
     step, params = restore_eval_params(checkpoints, choose, config, model)
   tokenizer = load_tokenizer(path / 'tokenizer.json', config.data.vocab_size)
   known = ngrams.load(path / 'ngrams.npz', config)
-  return Run(config, tokenizer, known, model, params, step)
+  temperature = read_temperature(path / 'calibration.json', step)
+  return Run(config, tokenizer, known, model, params, step, temperature)
+
+
+def read_temperature(path: str | os.PathLike[str], step: int) -> float:
+  """What `write_calibration` wrote of this step; 1.0 if of another, or nothing.
+
+  Raises UserError if the file, which may be a stranger's, is damaged or can't
+  be read.
+  """
+  if not files.as_path(path).exists():
+    return 1.0
+  content = files.read_bytes(path, _MOST_BYTES)
+  try:
+    found = json.loads(content)
+    fitted, temperature = found['step'], found['temperature']
+    least, most = TEMPERATURES
+    if type(fitted) is not int or len(found) > 2:
+      raise ValueError('it holds more than a step and a temperature, or others')
+    if type(temperature) is not float or not least <= temperature <= most:
+      raise ValueError(f'its temperature is {temperature!r:.40}, not a number '
+                       f'from {least} to {most}')
+  except (ValueError, TypeError, KeyError, RecursionError) as e:
+    raise UserError(f'{os.fspath(path)} is not a calibration ({e}): copy it '
+                    'again from the run directory, or train again') from e
+  return temperature if fitted == step else 1.0
 
 
 def restore_eval_params(
@@ -226,6 +259,16 @@ def is_run(path: str) -> bool:
   except OSError as e:
     files.raise_failure(e, f'cannot read {path}', 'see that it is to be read')
     raise
+
+
+def write_calibration(workdir: str, step: int, temperature: float) -> None:
+  """Writes calibration.json from the first process; errors as `files.write`.
+
+  `temperature`, in the bounds of `TEMPERATURES`, is for the weights of `step`.
+  """
+  if processes.index() == 0:
+    files.write(f'{workdir}/calibration.json', json.dumps(
+        {'step': step, 'temperature': temperature}, indent=2) + '\n')
 
 
 def write_summary(workdir: str, summary: dict[str, Any]) -> None:

@@ -33,9 +33,9 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   them; rows, the reviews of one call with which predict computes on a device of
   this machine; inputs, the arguments of the program; reading, how reviews are
   cut, and segments, the places for these in one call, if they are; order, the
-  words of the longest n-gram; step, of the parameters; unescape, whether HTML's
-  entities are to be read before the tokenizer. examples/serve_export.py does
-  all that.
+  words of the longest n-gram; step, of the parameters; temperature, by which a
+  logit is divided to become a probability; unescape, whether HTML's entities
+  are to be read before the tokenizer. examples/serve_export.py does all that.
 
   It becomes export/ of the run directory. Returns one line that says what was
   written. `which` and errors as of `run.restore`, and of `files.write`.
@@ -46,7 +46,7 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
           // jax.local_device_count())
   reading = Reading.of(config.data)
   about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
-           'rows': rows,
+           'temperature': restored.temperature, 'rows': rows,
            'inputs': list(classifier.inputs(shapes(config, 1, 1))),
            'reading': dataclasses.asdict(reading),
            'unescape': unescapes(restored.tokenizer)}

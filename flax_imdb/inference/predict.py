@@ -36,7 +36,8 @@ def predict_run(workdir: str, which: str | None, texts: Sequence[str],
   logits = evaluate.make_logits(
       found.config, found.model, found.ngrams, CompileClock())
   for part in _parts(texts):
-    for prediction in predict(logits, found.params, found.tokenizer, part):
+    for prediction in predict(
+        logits, found.params, found.tokenizer, part, found.temperature):
       with files.writing('standard output'):
         print(json.dumps(prediction, ensure_ascii=False) if as_json
               else prediction_text(prediction))
@@ -92,17 +93,21 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
-            texts: Sequence[str]) -> list[dict[str, Any]]:
+            texts: Sequence[str],
+            temperature: float = 1.0) -> list[dict[str, Any]]:
   """Returns label, probability of a positive review, and text, for each text.
 
-  And a note where the text is empty or has only words not in the tokenizer.
+  The probability is that of logit / temperature, see `run.Run`; the label is
+  that of the logit. And a note where the text is empty or has only words not in
+  the tokenizer.
   """
   reviews = encode_reviews(tokenizer, texts)
   rows = np.split(reviews.ids, reviews.offsets[1:-1])
   predictions = []
   for text, row, z in zip(texts, rows, logits(params, reviews), strict=True):
     prediction = {'label': LABELS[int(z > 0)],
-                  'probability': probability(float(z)), 'text': text}
+                  'probability': probability(float(z) / temperature),
+                  'text': text}
     if len(row) == 1:
       prediction['note'] = 'no words'
     elif (row[1:] == UNKNOWN_ID).all():

@@ -25,7 +25,7 @@ from flax_imdb.data.reviews import (
   training_tokenizer,
 )
 from flax_imdb.data.tokenizer import load_tokenizer
-from flax_imdb.inference import evaluate, predict
+from flax_imdb.inference import calibration, evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.storage import files
 from flax_imdb.terminal import CompileClock, Rate, Terminal
@@ -312,7 +312,10 @@ def _validate(task: _Task, training: _Training) -> dict[str, float]:
 
 def _finish(task: _Task, training: _Training,
             stop: preemption.Stop) -> dict[str, Any]:
-  """Evaluates what the config asks for, and writes the summary."""
+  """Evaluates what the config asks for, and writes how that went.
+
+  The summary comes last: beside one nothing is missing.
+  """
   config, step = task.config, training.step
   best = training.checkpoints.best()
   def choose() -> int:
@@ -322,29 +325,40 @@ def _finish(task: _Task, training: _Training,
   processes.report_alive('restore')
   evaluated, params = run.restore_eval_params(
       training.checkpoints, choose, config, task.model)
-  scores = {}
+  logits, scores = {}, {}
   for name, split in task.splits.items():
-    scores[name] = evaluate.score(task.logits(params, split), split.labels)
+    logits[name] = task.logits(params, split)
+    scores[name] = evaluate.score(logits[name], split.labels)
     stop.leave_if_asked(step, task.steps_total)
+  calibrated, temperature = {}, 1.0
+  if 'validation' in logits:
+    calibrated = {'calibration': calibration.calibrate(*(
+        (logits[name], task.splits[name].labels)
+        for name in ('validation', 'test')))}
+    temperature = calibrated['calibration']['temperature']
   epoch = step // task.batches.steps_per_epoch
   trained = devices.to_host(training.state.params)
   summary = {
       'config': config.to_dict(), 'step': step, 'steps_total': task.steps_total,
       'best_step': best, 'evaluated_step': evaluated,
       'stopped_epoch': epoch if training.progress.stopped else None, **scores,
-      'seconds': round(training.progress.seconds, 3),
+      **calibrated, 'seconds': round(training.progress.seconds, 3),
       'parameters': classifier.parameter_count(trained),
       'params_sha256': classifier.params_sha256(trained)}
   processes.report_alive('save')
+  if calibrated:
+    run.write_calibration(task.workdir, evaluated, temperature)
   run.write_summary(task.workdir, summary)
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
                *(evaluate.score_text(*item) for item in scores.items()),
-               *_examples(task, params)):
+               *map(calibration.text, calibrated.values()),
+               *_examples(task, params, temperature)):
     task.terminal.announce(line)
   return summary
 
 
-def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
+def _examples(task: _Task, params: classifier.Params,
+              temperature: float) -> Iterator[str]:
   """Lines on the shortest test reviews: their label and what is predicted."""
   if not (most := task.config.show_examples):
     return
@@ -353,7 +367,7 @@ def _examples(task: _Task, params: classifier.Params) -> Iterator[str]:
   texts, labels = sources.read_texts(data.name, data.test_split)
   for row in sorted(range(len(texts)), key=lambda i: len(texts[i]))[:most]:
     prediction, = predict.predict(
-        task.logits, params, task.tokenizer, [texts[row]])
+        task.logits, params, task.tokenizer, [texts[row]], temperature)
     yield (f'is {LABELS[labels[row]]}, predicted '
            + predict.prediction_text(prediction))
 

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1
 import pytest
 
 from flax_imdb import main
+from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.cluster import devices
 from flax_imdb.config import read_config
@@ -114,5 +115,6 @@ def test_it_is_evaluated_and_predicted_with(workdir, capsys):
   assert f'validation: loss {VALIDATION:.4f}' in capsys.readouterr().out
   assert main.main(['--mode=predict', f'--workdir={workdir}', 'dull']) == 0
   assert capsys.readouterr().out.endswith('dull  (only unknown words)\n')
+  assert run.restore(str(workdir), None).temperature == 1.0
   after = {f: f.read_bytes() for f in workdir.rglob('*') if f.is_file()}
   assert before == after

@@ -311,6 +311,15 @@ RUNS = {
         _write('tokenizer.json', b'{}'), ASK, 'json is not a tokenizer'),
     'no tokenizer': (
         _without('tokenizer.json'), ASK, 'tokenizer.json .No such file.*copy'),
+    'half a calibration': (
+        _write('calibration.json', b'{"step": 7, '), ASK,
+        'json is not a calibration .*copy it again'),
+    'no temperature': (
+        _write('calibration.json', b'{"step": 7}'), ['--mode=export'],
+        'json is not a calibration'),
+    'a calibration that is a directory': (
+        _directory('calibration.json'), ASK,
+        'calibration.json .Is a directory.: copy'),
     'half a config': (
         _write('config.json', b'{"model": '), ASK, 'json is not a config'),
     'a config that is a directory': (

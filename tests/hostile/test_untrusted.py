@@ -1,8 +1,8 @@
 """A stranger's file executes nothing, and no claim of its is allocated.
 
-What is read: config.json, tokenizer.json, checkpoints, jsonl, the
-weights of config.init_from and the ids cache. A hostile one is refused in one
-line that names it, or set aside where there is another to take.
+What is read: config.json, tokenizer.json, calibration.json, checkpoints, jsonl,
+the weights of config.init_from and the ids cache. A hostile one is refused in
+one line that names it, or set aside where there is another to take.
 """
 
 import ast
@@ -401,6 +401,7 @@ def test_a_hostile_config_json_is_refused(name, tmp_path):
 READERS = {
     'config.json': read_config,
     'tokenizer.json': lambda path: load_tokenizer(path, 100),
+    'calibration.json': lambda path: run.read_temperature(path, 7),
     'metrics.jsonl': lambda path: Writers(path.parent, 7),
 }
 
@@ -503,6 +504,43 @@ def test_a_tokenizer_too_large_to_be_read_is_not_written(tmp_path, monkeypatch):
   refused(save_tokenizer, tokenizer, tmp_path / 'tokenizer.json',
           names='config.data.vocab_size')
   assert not list(tmp_path.iterdir())
+
+
+# calibration.json
+
+
+def _calibration(temperature, step='7'):
+  return f'{{"step": {step}, "temperature": {temperature}}}'.encode()
+
+
+CALIBRATIONS = [
+    _calibration('NaN'), _calibration('Infinity'), _calibration('-1.0'),
+    _calibration('0.0'), _calibration('1e-300'), _calibration('1e300'),
+    _calibration('10.000001'), _calibration('9' * 900),
+    _calibration('1'), _calibration('true'),
+    _calibration('null'), _calibration('"1.0"'), _calibration('[1.0]'),
+    _calibration('1.0', 'true'), _calibration('1.0', '7.0'),
+    _calibration('1.0', '"7"'), _calibration('1.0', 'null'),
+    _calibration('1.0, "x": 1'), b'{"temperature": 1.0}', b'{"step": 7}', b'{}',
+    b'[7, 1.0]', b'7', b'null', b'"step"', b'', b'\xff', b'[' * 1000,
+    b'__import__("os")']
+
+
+@pytest.mark.parametrize('content', CALIBRATIONS)
+@pytest.mark.parametrize('step', [7, 14])  # also where it would not be taken
+def test_a_hostile_calibration_is_refused(content, step, tmp_path):
+  path = tmp_path / 'calibration.json'
+  path.write_bytes(content)
+  with within(16):
+    refused(run.read_temperature, path, step,
+            names=f'{path} is not a calibration (')
+
+
+@pytest.mark.parametrize('temperature', ['0.1', '1.0', '10.0'])
+def test_a_calibration_in_bounds_is_taken(temperature, tmp_path):
+  path = tmp_path / 'calibration.json'
+  path.write_bytes(_calibration(temperature))
+  assert run.read_temperature(path, 7) == float(temperature)
 
 
 # jsonl

@@ -87,7 +87,10 @@ def exported(trained, tmp_path_factory):
 
 def test_the_example_answers_as_predict_does_without_this_package(exported):
   folder, predictions = exported
-  assert json.loads((folder / 'model.json').read_text())['unescape'] is True
+  about = json.loads((folder / 'model.json').read_text())
+  assert about['unescape'] is True
+  fitted = json.loads((folder.parent / 'calibration.json').read_text())
+  assert about['temperature'] == fitted['temperature'] != 1
   assert sorted(p.name for p in folder.iterdir()) == [
       'model.json', 'model.stablehlo', 'tokenizer.json']
   assert _serve(folder, TEXTS, sys.executable, '-W', 'error', '-c',
@@ -141,6 +144,7 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
       export.program(config, model, jax.device_get(params)))
   (tmp_path / 'tokenizer.json').write_text(
       export.serving_tokenizer(tokenizer, config))
+  # Without a temperature, as older exports are.
   (tmp_path / 'model.json').write_text(json.dumps(
       {'labels': LABELS, 'threshold': 0, 'rows': rows, 'unescape': True,
        'inputs': ['ids', 'lengths'],
@@ -186,7 +190,7 @@ def test_a_run_of_an_older_tokenizer_is_served_by_its_rules(tmp_path):
     prediction.pop('note', None)
   assert _serve(tmp_path / 'export', texts, sys.executable) == predictions
   about = json.loads((tmp_path / 'export' / 'model.json').read_text())
-  assert about['unescape'] is False
+  assert about['unescape'] is False and about['temperature'] == 1.0
   (first, *_) = printed.splitlines()
   assert json.loads(first)['note'] == 'only unknown words'  # 102 and ilm
 
@@ -206,6 +210,7 @@ def test_every_input_is_served_as_it_is_predicted(
   assert _serve(copy / 'export', texts, sys.executable) == predictions
   assert len({p['probability'] for p in predictions}) > 30
   about = json.loads((copy / 'export' / 'model.json').read_text())
+  assert about['temperature'] != 1
   assert about['inputs'] == [
       'ids', 'lengths', 'segments', 'bigrams', 'log_odds', 'linear']
 

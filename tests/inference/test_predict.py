@@ -1,11 +1,15 @@
 """Raw text is read as in training, and answered in its order."""
 
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+from support.command import finished, run_here
 from support.models import logits_of, one_by_one, tiny_model
 
+from flax_imdb.checkpoint import run
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.data.tokenizer import encode, fit_tokenizer
 from flax_imdb.inference import predict
@@ -21,7 +25,7 @@ def test_probability_is_the_logistic_function(logit):
   assert p + predict.probability(-logit) == pytest.approx(1)
 
 
-def _predict(texts):
+def _predict(texts, *temperature):
   """Predictions of a model whose logit is the last token's id minus 5."""
   tokenizer = fit_tokenizer(TEXTS, 100)
   seen = []
@@ -29,7 +33,8 @@ def _predict(texts):
     assert params == 'params'
     seen.append(reviews)
     return (reviews.ids[reviews.offsets[1:] - 1] - 5.0).astype(np.float32)
-  predictions = predict.predict(logits, 'params', tokenizer, texts)
+  predictions = predict.predict(
+      logits, 'params', tokenizer, texts, *temperature)
   return predictions, seen[0], tokenizer
 
 
@@ -45,6 +50,38 @@ def test_predict_gives_label_probability_and_text_in_order():
         'label': 'positive' if z > 0 else 'negative',
         'probability': predict.probability(z), 'text': text}
   assert {p['label'] for p in predictions} == {'positive', 'negative'}
+
+
+@pytest.mark.parametrize('temperature', [0.1, 3.0])
+def test_a_temperature_changes_the_probability_and_no_label(temperature):
+  texts = ['good', 'a bad', 'film']
+  plain, *_ = _predict(texts)
+  divided, reviews, _ = _predict(texts, temperature)
+  for before, after, end in zip(
+      plain, divided, reviews.offsets[1:], strict=True):
+    z = float(reviews.ids[end - 1]) - 5
+    assert after == before | {
+        'probability': predict.probability(z / temperature)}
+  assert plain != divided
+
+
+def test_a_run_is_predicted_with_at_the_temperature_of_its_step(
+    trained, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained[0], workdir)
+  def predictions(*flags):
+    printed = finished(run_here(
+        '--mode=predict', f'--workdir={workdir}', '--json', *flags,
+        stdin='\n'.join(TEXTS).encode()))
+    return [json.loads(line) for line in printed.splitlines()]
+  (workdir / 'calibration.json').unlink()
+  plain = {step: predictions(f'--step={step}') for step in (7, 14)}
+  run.write_calibration(str(workdir), 7, 0.5)
+  assert predictions('--step=14') == plain[14]  # another's is not taken
+  for before, after in zip(plain[7], predictions('--step=7'), strict=True):
+    p, q = before.pop('probability'), after.pop('probability')
+    assert math.log(q / (1 - q)) == pytest.approx(2 * math.log(p / (1 - p)))
+    assert before == after
 
 
 @pytest.mark.parametrize(('text', 'note'), [

@@ -64,7 +64,8 @@ def _errors(err, index):
 
 def _assert_same(workdir, other):
   """The two runs have the same bits."""
-  for name in ('metrics.jsonl', 'config.json', 'tokenizer.json'):
+  for name in ('metrics.jsonl', 'config.json', 'tokenizer.json',
+               'calibration.json'):
     assert (workdir / name).read_bytes() == (other / name).read_bytes()
   a, b = (json.loads((path / 'summary.json').read_text()) | {'seconds': 0}
           for path in (workdir, other))

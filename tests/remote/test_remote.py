@@ -55,7 +55,8 @@ def _one_line(process, status):
 
 def _same(found, local):
   """Compares the files of a remote run with a local run directory."""
-  for name in ('config.json', 'tokenizer.json', 'metrics.jsonl'):
+  for name in ('config.json', 'tokenizer.json', 'metrics.jsonl',
+               'calibration.json'):
     assert found[name] == (local / name).read_bytes()
   summaries = [json.loads(found['summary.json']),
                json.loads((local / 'summary.json').read_text())]
@@ -70,7 +71,7 @@ def test_a_remote_run_is_the_local_one(store, trained):
   _same(found, trained[0])
   tops = {name.split('/')[0].split('.tfevents')[0] for name in found}
   assert tops == {'config.json', 'tokenizer.json', 'checkpoints', 'events.out',
-                  'metrics.jsonl', 'summary.json'}
+                  'metrics.jsonl', 'calibration.json', 'summary.json'}
   assert {name.split('/')[1] for name in found if '/' in name} == {'7', '14'}
   (events,) = (v for k, v in found.items() if k.startswith('events.out'))
   assert events.count(b'validation/loss') == 2  # one an epoch
@@ -215,7 +216,7 @@ def test_a_checkpoint_that_is_not_to_be_read_is_not_taken_for_damaged(
 @emulated
 @pytest.mark.parametrize('what', [
     'metrics.jsonl', 'checkpoints/14/model', 'checkpoints/14/metrics/metrics',
-    'events.out', 'summary.json'])
+    'events.out', 'calibration.json', 'summary.json'])
 def test_a_store_that_fails_is_told_in_a_line_and_the_run_goes_on_later(
     what, store, trained):
   name = 'failed-' + what.split('/')[-1]

@@ -198,7 +198,8 @@ class Run:
 
   def difference(self, undisturbed):
     """How a finished run differs from another one; '' if it does not."""
-    for name in ('metrics.jsonl', 'config.json', 'tokenizer.json'):
+    for name in ('metrics.jsonl', 'config.json', 'tokenizer.json',
+                 'calibration.json'):
       if ((self.workdir / name).read_bytes()
           != (undisturbed.workdir / name).read_bytes()):
         return f'{name} differs'

@@ -205,6 +205,22 @@ def test_a_signal_while_it_evaluates_is_seen(evaluation, tmp_path, monkeypatch):
     assert checkpoints.steps() == [7, 14]
 
 
+def test_a_kill_before_the_summary_leaves_the_calibration_as_it_will_be(
+    tmp_path, monkeypatch):
+  def killed(workdir, summary):
+    raise KeyboardInterrupt
+  with monkeypatch.context() as patch:
+    patch.setattr(run, 'write_summary', killed)
+    with pytest.raises(KeyboardInterrupt):
+      loop.train(_config(), str(tmp_path), _Terminal())
+  before = (tmp_path / 'calibration.json').read_bytes()
+  summary = loop.train(_config(), str(tmp_path), _Terminal())
+  assert (tmp_path / 'calibration.json').read_bytes() == before
+  assert json.loads(before) == {
+      'step': summary['evaluated_step'],
+      'temperature': summary['calibration']['temperature']}
+
+
 def test_such_steps_are_left_out_and_counted(tmp_path, monkeypatch):
   _poison(monkeypatch, [2, 3, 8, 14])
   summary = loop.train(
