@@ -35,6 +35,10 @@ def get_config() -> ConfigDict:
   config.ema_decay = 0.99  # a step's share that averaged weights keep; 0 = off
   config.adversarial_norm = 0.3  # of what is added to embedded inputs; 0 = off
   config.adversarial_weight = 1.0  # of the loss with that added
+  # The same without labels: how far it moves what is predicted.
+  config.virtual_adversarial_norm = 0.0  # of what is added; 0 = off
+  config.virtual_adversarial_weight = 1.0  # of the divergence, in nats
+  config.entropy_weight = 0.0  # of predictions without a label, nats; 0 = off
 
   # After each epoch
   config.early_stopping = ConfigDict()

@@ -57,6 +57,9 @@ _FIELDS = {
     'ema_decay': _FRACTION,
     'adversarial_norm': _Field(float, least=0, most=1e6),
     'adversarial_weight': _Field(float, least=0, most=1e6),
+    'virtual_adversarial_norm': _Field(float, least=0, most=1e6),
+    'virtual_adversarial_weight': _Field(float, least=0, most=1e6),
+    'entropy_weight': _Field(float, least=0, most=1e6),
     'early_stopping.monitor': _Field(str, ('loss', 'accuracy')),
     'early_stopping.patience': _Field(int, least=0),
     'early_stopping.min_delta': _Field(float, least=0),
@@ -100,7 +103,9 @@ _FIELDS = {
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
     'data.word_index': '', 'adam_epsilon': 1e-7, 'adversarial_norm': 0.0,
-    'adversarial_weight': 1.0, 'data.validation_by': 'rows',
+    'adversarial_weight': 1.0, 'virtual_adversarial_norm': 0.0,
+    'virtual_adversarial_weight': 1.0, 'entropy_weight': 0.0,
+    'data.validation_by': 'rows',
     'data.punctuation': False, 'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,

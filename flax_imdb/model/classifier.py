@@ -79,7 +79,7 @@ class SentimentClassifier(nn.Module):
       dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
         masks depend on its own key alone, neither on B nor on T.
     """
-    own_S, review_S = _segment_keys(dropout_keys_B, segments, lengths.shape[0])
+    own_S, review_S = segment_keys(dropout_keys_B, segments, lengths.shape[0])
     if own_S is not None and self.word_dropout:
       keep = _keep(own_S, 0, self.word_dropout, ids.shape[1:])
       ids = jnp.where(keep | (ids <= START_ID), ids, UNKNOWN_ID)
@@ -176,7 +176,7 @@ def owners(segments_BK: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
   return placed(jnp.arange(rows)[:, None]), placed(jnp.arange(number))
 
 
-def _segment_keys(keys_B: jax.Array | None, segments_BK: jax.Array | None,
+def segment_keys(keys_B: jax.Array | None, segments_BK: jax.Array | None,
                   count: int) -> tuple[jax.Array | None, jax.Array | None]:
   """PRNG keys [S] of each segment: its own, and its review's."""
   if keys_B is None or segments_BK is None:

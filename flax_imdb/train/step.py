@@ -79,9 +79,10 @@ def make_train_step(
   """Makes step(state, batch) -> (state, metrics), compiled for all devices.
 
   The batch is one of `TrainBatches` after `devices.shard`; the metrics are
-  those of the epoch so far. Losses and gradients are summed over all devices
-  and divided by the global weight, so that a short last batch and unequal
-  shares count every review the same. `devices` as in `devices.data_parallel`.
+  those of the epoch so far, of the reviews with a label. Losses and gradients
+  are summed over all devices and divided by the global weight, with a label or
+  without, so that a short last batch and unequal shares count every review the
+  same. `devices` as in `devices.data_parallel`.
   """
   def train_step(state: TrainState, batch: dict[str, jax.Array],
                  sum_over_devices: Callable) -> tuple[TrainState, Metrics]:
@@ -93,10 +94,10 @@ def make_train_step(
     old = take_rows((state.params, state.opt_state), rows, TABLE)
     params, opt_state = old
 
-    loss, correct, gradient = loss_and_gradient(
+    loss, correct, labelled, gradient = loss_and_gradient(
         config, reader, params, batch, keys)
-    loss, correct, weight, gradient = sum_over_devices(
-        (loss, correct, batch['weights'].sum(), gradient))
+    loss, correct, labelled, weight, gradient = sum_over_devices(
+        (loss, correct, labelled, batch['weights'].sum(), gradient))
     gradient = jax.tree.map(lambda g: g / weight, gradient)
 
     updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -107,7 +108,7 @@ def make_train_step(
     ema = optax.incremental_update(
         classifier.averaged(params), state.ema, newest) if state.ema else {}
     this_step = Metrics.of_step(
-        state.step + 1, loss, correct, weight, optax.tree.norm(gradient))
+        state.step + 1, loss, correct, labelled, optax.tree.norm(gradient))
     if config.on_nan == 'skip':  # 7 % of a step of configs/words.py
       params, opt_state, ema = jax.tree.map(
           lambda new, old: jnp.where(this_step.skipped > 0, old, new),
