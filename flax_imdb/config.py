@@ -212,6 +212,13 @@ def check_fields(config: ConfigDict) -> None:
         f'config.self_training_rounds={config.self_training_rounds} is of '
         'reviews without labels: give --config.data.unlabelled_split, for IMDB '
         'unsupervised')
+  if config.data.unlabelled_split and not (
+      config.self_training_rounds or config.virtual_adversarial_norm
+      or config.entropy_weight):
+    raise UserError(
+        f'config.data.unlabelled_split={config.data.unlabelled_split} has no '
+        'use: give --config.self_training_rounds=1 as well, or '
+        '--config.virtual_adversarial_norm or --config.entropy_weight')
   if config.early_stopping.patience and not config.data.validation_fraction:
     raise UserError(
         'config.data.validation_fraction=0 leaves no score to stop early by: '
