@@ -114,6 +114,19 @@ def test_a_row_without_a_review_is_finite_and_has_no_gradient():
   assert (np.asarray(gradient['embed']['embedding']) == 0).all()
 
 
+def test_the_logit_of_a_linear_model_is_added():
+  inputs, linear = _inputs(), np.array([0.5, -2.0, 0.0, 3.0], np.float32)
+  model, params = _build('words+log_odds+linear')
+  assert params.pop('linear').shape == ()
+  alone, _ = _build('words+log_odds')
+  np.testing.assert_allclose(
+      _logits(model, params | {'linear': np.float32(0.5)},
+              inputs | {'linear': linear}),
+      _logits(alone, params, inputs) + 0.5 * linear, atol=1e-6)
+  drawn = classifier.init_params(model, jax.random.key(0))
+  assert drawn['linear'] == 1
+
+
 @pytest.mark.parametrize('name', ['bigrams', 'log_odds'])
 def test_an_input_reaches_the_reviews_that_have_it_alone(name):
   model, params = _build('words+bigrams+log_odds')

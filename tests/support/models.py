@@ -18,7 +18,7 @@ def drawn_params(model, seed=0):
   def draw(path, shape):
     if path[-1].key == 'bias':
       return np.full(shape.shape, 0.1, np.float32)  # or relu might be all 0
-    limit = (6 / sum(shape.shape)) ** 0.5  # glorot_uniform's
+    limit = (6 / max(sum(shape.shape), 1)) ** 0.5  # glorot_uniform's
     return rng.uniform(-limit, limit, shape.shape).astype(np.float32)
   return jax.tree.map(
       jnp.asarray, jax.tree_util.tree_map_with_path(
