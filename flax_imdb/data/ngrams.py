@@ -175,11 +175,15 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
   """
   n = len(reviews)
-  shares = _class_shares(reviews.labels)  # [n, K]
+  shares, fold = _class_shares(reviews.labels), _fold(n)
   classes = shares.shape[1]
-  totals = shares.sum(axis=0) + 1
-  prior = totals / totals.sum()
-  fold = _fold(n)
+  own = np.stack([np.bincount(fold, shares[:, k], minlength=_FOLDS)
+                  for k in range(classes)], axis=-1)
+  prior = _prior(own.sum(axis=0))
+  # Where a fold has more of a class, the others have less of it, and so have
+  # all their n-grams: measured against the share in all reviews, each token of
+  # the fold would speak against its own class.
+  priors = _prior(own.sum(axis=0) - own)  # [folds, classes]
   of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
   known, log_odds, without, features, present = [], [], [], [], []
   for length in range(1, order + 1):
@@ -202,7 +206,7 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     # What would not be kept without its fold is unknown there, too: training
     # reads as few n-grams as evaluation does.
     rest[rest.sum(axis=-1) < _FEW] = 0
-    others = _ratios(rest, prior)  # [kept, folds, C]
+    others = _ratios(rest, priors)  # [kept, folds, C]
     without.append(others)
     present.append(sparse.csr_matrix(
         (np.ones(len(ngram), np.float32), (review, ngram)), (n, len(kept))))
@@ -229,12 +233,17 @@ def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
   return np.sort(common[np.argsort(-counts[common], kind='stable')[:most]])
 
 
+def _prior(counts: np.ndarray) -> np.ndarray:
+  """[..., K] reviews by class -> the share of each; an unseen class has some."""
+  return (counts + 1) / (counts + 1).sum(axis=-1, keepdims=True)
+
+
 def _ratios(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
   """[..., K] reviews by class -> float32 [..., C] log-odds, 0 of no reviews."""
   smooth = counts + 2 * prior  # 1 and 1 for two classes of equal size
   odds = np.log(smooth / (smooth.sum(axis=-1, keepdims=True) - smooth))
   odds = (odds - np.log(prior / (1 - prior))).astype(np.float32)
-  return odds[..., 1:] if len(prior) == 2 else odds
+  return odds[..., 1:] if prior.shape[-1] == 2 else odds
 
 
 def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
