@@ -83,6 +83,7 @@ _FIELDS = {
     'data.log_odds_order': _Field(int, least=1, most=3),
     'data.log_odds_ngrams': _Field(int, least=1, most=1 << 24),
     'model.inputs': _TEXT,  # words, and what is joined to it by +
+    'model.linear_weight': _Field(float, least=0, most=1e6),
     'model.cell': _Field(str, ('lstm', 'simple_rnn')),
     'model.embedding_dim': _Field(int, least=1, most=1 << 16),
     'model.width': _Field(int, least=1, most=1 << 13),
@@ -111,7 +112,7 @@ _ADDED = {
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
     'model.inputs': 'words', 'model.bigram_dropout': 0.5,
     'model.log_odds_dropout': 0.0, 'self_training_rounds': 0,
-    'teachers': '', 'data.unlabelled_split': ''}
+    'teachers': '', 'data.unlabelled_split': '', 'model.linear_weight': 1.0}
 
 
 def _find(path: str, *parents: pathlib.Path) -> pathlib.Path:
@@ -194,8 +195,8 @@ def check_fields(config: ConfigDict) -> None:
       or not set(inputs[1:]) <= {'bigrams', 'log_odds', 'linear'}
       or 'linear' in inputs and 'log_odds' not in inputs):
     raise UserError(f'config.model.inputs={config.model.inputs:.40}: choose '
-                    'words, and bigrams, log_odds or log_odds+linear joined to '
-                    'it, as in words+bigrams+log_odds')
+                    'words, or words with bigrams, log_odds or log_odds+linear '
+                    'joined, as in words+bigrams+log_odds')
   if config.data.word_index and config.data.punctuation:
     raise UserError(
         'config.data.word_index has words alone: give '

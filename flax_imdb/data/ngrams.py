@@ -78,7 +78,7 @@ def fit(config: ConfigDict, reviews: Reviews,
   """
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
-  weights, bias, logits = NONE.weights, NONE.bias, None
+  weights, bias = NONE.weights, NONE.bias
   if 'bigrams' not in inputs:
     pairs = NONE.pairs
   elif pairs is None:
@@ -86,14 +86,16 @@ def fit(config: ConfigDict, reviews: Reviews,
   else:
     features['bigrams'] = 1 + _look_up(pairs, _keys(reviews, 2))
   if 'log_odds' in inputs:
-    keys, log_odds, others, features['log_odds'], present = _log_odds(
+    keys, log_odds, features['log_odds'], present = _log_odds(
         reviews, data.log_odds_order, data.log_odds_ngrams)
     if 'linear' in inputs:
-      weights, bias, logits = _linear(reviews, present, log_odds, others)
+      targets = _class_shares(reviews.labels)
+      known = targets.sum(axis=1) > 0
+      weights, bias = linear.fit(
+          present[known], log_odds[:, 0], targets[known, 1])
   ngrams = Ngrams(pairs, keys, log_odds, weights, bias, data.log_odds_order,
                   config.model.inputs)
-  return ngrams, dataclasses.replace(
-      reviews, features=features, linear=logits)
+  return ngrams, dataclasses.replace(reviews, features=features)
 
 
 def _keys(reviews: Reviews, order: int) -> np.ndarray:
@@ -142,40 +144,18 @@ def _present(reviews: Reviews, places: np.ndarray) -> tuple[
   return np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], n)
 
 
-def _fold(n: int) -> np.ndarray:
-  """In which of `_FOLDS` each of n training reviews is: int [n]."""
-  return np.random.default_rng(0).integers(_FOLDS, size=n)
-
-
-def _linear(reviews: Reviews, present: sparse.csr_matrix, log_odds: np.ndarray,
-            others: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-  """Weights and bias of `Ngrams`, and the logits of these reviews.
-
-  float32 [n], each from a model of the nine folds that the review is not in.
-  """
-  shares, fold = _class_shares(reviews.labels), _fold(len(reviews))
-  known, targets = shares.sum(axis=1) > 0, shares[:, 1]
-  weights, bias = linear.fit(present[known], log_odds[:, 0], targets[known])
-  logits = np.zeros(len(reviews), np.float32)
-  for i in range(_FOLDS):
-    rest = known & (fold != i)
-    part = linear.fit(present[rest], others[:, i, 0], targets[rest])
-    logits[fold == i] = present[fold == i] @ part[0] + part[1]
-  return weights, bias, logits
-
-
 def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray, np.ndarray, sparse.csr_matrix]:
-  """Keys and log-odds [N, C] as of `Ngrams`, and what these reviews have.
+    np.ndarray, np.ndarray, np.ndarray, sparse.csr_matrix]:
+  """Keys and log-odds as of `Ngrams`, and the features of these reviews.
 
-  That is float32 [N, folds, C], the log-odds without each fold; the features of
-  the reviews; and float32 [n, N], 1 where a review has an n-gram.
+  And float32 [n, N], 1 where a review has an n-gram.
 
   Of each length the `most` n-grams that are in the most reviews. Source: the
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
   """
   n = len(reviews)
-  shares, fold = _class_shares(reviews.labels), _fold(n)
+  shares = _class_shares(reviews.labels)
+  fold = np.random.default_rng(0).integers(_FOLDS, size=n)
   classes = shares.shape[1]
   own = np.stack([np.bincount(fold, shares[:, k], minlength=_FOLDS)
                   for k in range(classes)], axis=-1)
@@ -185,7 +165,7 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
   # the fold would speak against its own class.
   priors = _prior(own.sum(axis=0) - own)  # [folds, classes]
   of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
-  known, log_odds, without, features, present = [], [], [], [], []
+  known, log_odds, features, present = [], [], [], []
   for length in range(1, order + 1):
     keys, place = np.unique(_keys(reviews, length), return_inverse=True)
     ngram, review = _present(reviews, place)
@@ -207,15 +187,13 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     # reads as few n-grams as evaluation does.
     rest[rest.sum(axis=-1) < _FEW] = 0
     others = _ratios(rest, priors)  # [kept, folds, C]
-    without.append(others)
     present.append(sparse.csr_matrix(
         (np.ones(len(ngram), np.float32), (review, ngram)), (n, len(kept))))
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
     features.append(others[number[place], fold[of_review]])
   return (np.concatenate(known), np.concatenate(log_odds),
-          np.concatenate(without), np.concatenate(features, axis=-1),
-          sparse.hstack(present, 'csr'))
+          np.concatenate(features, axis=-1), sparse.hstack(present, 'csr'))
 
 
 def _class_shares(labels: np.ndarray) -> np.ndarray:
@@ -234,7 +212,7 @@ def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
 
 
 def _prior(counts: np.ndarray) -> np.ndarray:
-  """[..., K] reviews by class -> the share of each; an unseen class has some."""
+  """[..., K] reviews by class -> the share of each; one unseen has some."""
   return (counts + 1) / (counts + 1).sum(axis=-1, keepdims=True)
 
 

@@ -47,7 +47,8 @@ class Reviews:
   # What `ngrams` adds, an array a token: bigrams int32 [tokens], the row of an
   # embedding of word pairs; log_odds float32 [tokens, features].
   features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  linear: np.ndarray | None = None  # float32 [n] logits of a linear model
+  # float32 [n] logits of a linear model, where there is one; not to train with.
+  linear: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.labels)

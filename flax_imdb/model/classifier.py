@@ -37,11 +37,11 @@ class SentimentClassifier(nn.Module):
   vocab_size: int
   bigram_rows: int  # of the embedding of pairs; 0 without
   log_odds_features: int  # numbers a token; 0 without
-  linear: bool  # whether a linear model's logit is added
   embedding_dim: int
   cell: str
   width: int
   layers: int
+  linear_weight: float  # of a linear model's logit; 0 without
   bidirectional: bool
   pooling: str
   hidden_dim: int
@@ -75,7 +75,8 @@ class SentimentClassifier(nn.Module):
         where each review is one, which then has a token at least.
       bigrams: int32 [S, T], if the model has `bigram_rows`.
       log_odds: float32 [S, T, log_odds_features], if it has some.
-      linear: float32 [B] logits of a linear model, if it adds to one.
+      linear: float32 [B] logits of a linear model, if it has a weight, which
+        are added where there is no dropout, to predict with.
       dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
         masks depend on its own key alone, neither on B nor on T.
     """
@@ -121,9 +122,10 @@ class SentimentClassifier(nn.Module):
     if self.hidden_dim:
       pooled_BF = nn.relu(dense(self.hidden_dim, name='hidden')(pooled_BF))
     logits_B = dense(1, name='logit')(pooled_BF)[:, 0]
-    if self.linear:
+    # Each learns alone, and errs in its own way; see data/linear.py.
+    if self.linear_weight and dropout_keys_B is None:
       assert linear is not None
-      logits_B += linear * self.param('linear', nn.initializers.ones, ())
+      logits_B += self.linear_weight * linear
     return logits_B
 
   def _pool(self, states: list[tuple[jax.Array, jax.Array]],
@@ -218,7 +220,8 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
       bigram_rows=config.data.bigrams if 'bigrams' in kinds else 0,
       log_odds_features=(
           config.data.log_odds_order if 'log_odds' in kinds else 0),
-      linear='linear' in kinds, **fields)
+      **fields | {'linear_weight': fields['linear_weight'] * (
+          'linear' in kinds)})
   if (count := parameter_count(param_shapes(model))) > MOST_PARAMETERS:
     raise UserError(
         f'the config asks for {count:,} parameters, more than '

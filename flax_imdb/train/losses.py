@@ -16,7 +16,7 @@ from flax_imdb.model import classifier
 from flax_imdb.model.classifier import ADVERSARIAL, Params
 
 # The norm of the change at which `loss_and_gradient` looks where the prediction
-# moves the most; as in the code of Miyato, Dai & Goodfellow and of Sachan et al.
+# moves the most; as in the code of Miyato, Dai & Goodfellow, and of Sachan.
 XI = 0.1
 _NOISE = 5  # a kind of draw; those of dropout, in `classifier`, come before
 

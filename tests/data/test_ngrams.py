@@ -124,18 +124,6 @@ def test_the_linear_model_counts_each_ngram_of_a_review_once():
   assert np.std(got) > 0.1
 
 
-def test_the_linear_model_to_train_with_is_of_the_other_folds():
-  reviews = _reviews(n=200, seed=1)
-  _, before = ngrams.fit(_config(LINEAR), reviews)
-  fold = np.random.default_rng(0).integers(10, size=200)
-  labels = reviews.labels.copy()
-  labels[fold == 0] = np.roll(labels[fold == 0], 1)  # as many of either
-  _, after = ngrams.fit(_config(LINEAR), dataclasses.replace(
-      reviews, labels=labels))
-  changed = before.linear != after.linear
-  assert not changed[fold == 0].any() and changed[fold != 0].any()
-
-
 def _soft(reviews, seed=3):
   """The same with a pseudo-label instead of each fourth label."""
   labels = reviews.labels.astype(np.float32)

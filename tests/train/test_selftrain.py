@@ -158,7 +158,8 @@ def test_a_teacher_that_knows_other_reviews_is_refused(
 
 
 @pytest.mark.parametrize(('flags', 'line'), [
-    (['--config.data.unlabelled_split='], 'give --config.data.unlabelled_split'),
+    (['--config.data.unlabelled_split='],
+     'give --config.data.unlabelled_split'),
     (['--config.data.unlabelled_split=nothing'], 'unknown split'),
     (['--config.teachers=nowhere'], 'nowhere is no run directory'),
     (['--config.self_training_rounds=0'], 'has no use')])
