@@ -72,6 +72,8 @@ def test_bins_have_the_edges_of_guo_et_al():
       np.array([0.0, edge - 1e-9, edge + 1e-9]), np.array([0, 1, 1]))
   assert [row['n'] for row in rows] == [2, 1]
   assert rows[0]['confidence'] == pytest.approx((0.5 + 8 / 15) / 2)
+  last, = calibration.reliability(np.array([_logit(0.95), 50]), np.ones(2))
+  assert last['n'] == 2 and last['accuracy'] == 1  # 1 is in the last bin
   assert calibration.expected_calibration_error(
       np.zeros(4), np.array([0, 1, 1, 1])) == 0.25
 
