@@ -70,7 +70,7 @@ def read(ids):
 
 def linear(ids):
   """The logit of the linear model, which counts each n-gram once."""
-  logit = ngrams['bias']
+  logit = 0.0
   for order in range(1, 1 + about['order']):
     found = np.unique(place(ngrams['keys'], ids, order))
     found = found[found >= 0]

@@ -14,28 +14,26 @@ _MOST_STEPS = 30  # of L-BFGS; more fit the training reviews alone
 
 
 def fit(present: sparse.csr_matrix, log_odds: np.ndarray,
-        targets: np.ndarray) -> tuple[np.ndarray, float]:
-  """Fits weights and bias: a review's logit is the sum of its weights + bias.
+        targets: np.ndarray) -> np.ndarray:
+  """Fits a weight for each n-gram: those of a review add up to its logit.
 
   Args:
     present: float32 [n, N], 1 where a review has an n-gram.
     log_odds: float32 [N] of the n-grams.
     targets: float [n], the probability that each review is positive.
 
-  Returns float32 [N], which the log-odds are part of, and the bias.
+  Returns float32 [N], of which the log-odds are a factor.
   """
   x = sparse.csr_matrix((log_odds[present.indices], present.indices,
                          present.indptr), present.shape)
-  def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-    weights, bias = parameters[:-1], parameters[-1]
-    z = x @ weights.astype(np.float32) + bias
+  def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
+    z = (x @ weights.astype(np.float32)).astype(np.float64)
     loss = np.logaddexp(0, z) - targets * z
     error = 1 / (1 + np.exp(-z)) - targets
-    gradient = x.T @ error.astype(np.float32) + weights / _STRENGTH
     return (loss.sum() + weights @ weights / (2 * _STRENGTH),
-            np.append(gradient, error.sum()))
+            x.T @ error.astype(np.float32) + weights / _STRENGTH)
 
-  found = optimize.minimize(
-      loss_and_gradient, np.zeros(len(log_odds) + 1), jac=True,
-      method='L-BFGS-B', options={'maxiter': _MOST_STEPS, 'maxcor': 5}).x
-  return (found[:-1] * log_odds).astype(np.float32), float(found[-1])
+  weights = optimize.minimize(
+      loss_and_gradient, np.zeros(len(log_odds)), jac=True, method='L-BFGS-B',
+      options={'maxiter': _MOST_STEPS, 'maxcor': 5}).x
+  return (weights * log_odds).astype(np.float32)

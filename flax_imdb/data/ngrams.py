@@ -31,8 +31,7 @@ class Ngrams:
   pairs: np.ndarray  # int64 [P] ascending; their ids are 1 to P, 0 any other
   keys: np.ndarray  # int64 [N] ascending, of n-grams of all orders
   log_odds: np.ndarray  # float32 [N, C]: C = 1 for two classes, else one each
-  weights: np.ndarray  # float32 [N], and
-  bias: float  # what they add up to is the linear model's logit
+  weights: np.ndarray  # float32 [N] of the linear model
   order: int  # words of the longest of these n-grams
   inputs: str  # config.model.inputs
 
@@ -50,7 +49,7 @@ class Ngrams:
     logits = None
     if 'linear' in self.inputs:
       table = np.append(self.weights, np.float32(0))
-      logits = np.full(len(reviews), self.bias)
+      logits = np.zeros(len(reviews))
       for n in range(1, self.order + 1):
         ngram, review = _present(
             reviews, _look_up(self.keys, _keys(reviews, n)))
@@ -62,8 +61,7 @@ class Ngrams:
 
 # Of a model that reads words alone.
 NONE = Ngrams(np.zeros(0, np.int64), np.zeros(0, np.int64),
-              np.zeros((0, 1), np.float32), np.zeros(0, np.float32), 0.0, 0,
-              'words')
+              np.zeros((0, 1), np.float32), np.zeros(0, np.float32), 0, 'words')
 
 
 def fit(config: ConfigDict, reviews: Reviews,
@@ -78,7 +76,7 @@ def fit(config: ConfigDict, reviews: Reviews,
   """
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
-  weights, bias = NONE.weights, NONE.bias
+  weights = NONE.weights
   if 'bigrams' not in inputs:
     pairs = NONE.pairs
   elif pairs is None:
@@ -91,9 +89,8 @@ def fit(config: ConfigDict, reviews: Reviews,
     if 'linear' in inputs:
       targets = _class_shares(reviews.labels)
       known = targets.sum(axis=1) > 0
-      weights, bias = linear.fit(
-          present[known], log_odds[:, 0], targets[known, 1])
-  ngrams = Ngrams(pairs, keys, log_odds, weights, bias, data.log_odds_order,
+      weights = linear.fit(present[known], log_odds[:, 0], targets[known, 1])
+  ngrams = Ngrams(pairs, keys, log_odds, weights, data.log_odds_order,
                   config.model.inputs)
   return ngrams, dataclasses.replace(reviews, features=features)
 
@@ -228,8 +225,7 @@ def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
   """Writes `ngrams.npz`; errors as `files.write`."""
   content = io.BytesIO()
   np.savez(content, pairs=ngrams.pairs, keys=ngrams.keys,
-           log_odds=ngrams.log_odds, weights=ngrams.weights,
-           bias=np.float64(ngrams.bias))
+           log_odds=ngrams.log_odds, weights=ngrams.weights)
   files.write(path, content.getvalue())
 
 
@@ -258,14 +254,14 @@ def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
     if (log_odds.dtype != np.float32 or log_odds.shape != (len(keys), 1)
         or not np.isfinite(log_odds).all()):
       raise ValueError('its log-odds are not a number for each n-gram')
-    weights, bias = NONE.weights, NONE.bias
+    weights = NONE.weights
     if 'linear' in inputs:
-      weights, bias = arrays['weights'], float(arrays['bias'])
+      weights = arrays['weights']
       if (weights.dtype != np.float32 or weights.shape != keys.shape
-          or not np.isfinite(weights).all() or not np.isfinite(bias)):
+          or not np.isfinite(weights).all()):
         raise ValueError('its weights are not a number for each n-gram')
   except npz.ERRORS as e:
     raise UserError(f'{os.fspath(path)} is damaged ({e}): copy it again from '
                     'the run directory, or train again') from e
-  return Ngrams(pairs, keys, log_odds, weights, bias, data.log_odds_order,
+  return Ngrams(pairs, keys, log_odds, weights, data.log_odds_order,
                 config.model.inputs)
