@@ -75,8 +75,8 @@ class SentimentClassifier(nn.Module):
         where each review is one, which then has a token at least.
       bigrams: int32 [S, T], if the model has `bigram_rows`.
       log_odds: float32 [S, T, log_odds_features], if it has some.
-      linear: float32 [B] logits of a linear model, if it has a weight, which
-        are added where there is no dropout, to predict with.
+      linear: float32 [B] logits of a linear model, if it has a weight: where
+        there is no dropout, what is returned is the mean of both.
       dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
         masks depend on its own key alone, neither on B nor on T.
     """
@@ -125,7 +125,8 @@ class SentimentClassifier(nn.Module):
     # Each learns alone, and errs in its own way; see data/linear.py.
     if self.linear_weight and dropout_keys_B is None:
       assert linear is not None
-      logits_B += self.linear_weight * linear
+      logits_B = (logits_B + self.linear_weight * linear) / (
+          1 + self.linear_weight)
     return logits_B
 
   def _pool(self, states: list[tuple[jax.Array, jax.Array]],

@@ -114,13 +114,13 @@ def test_a_row_without_a_review_is_finite_and_has_no_gradient():
   assert (np.asarray(gradient['embed']['embedding']) == 0).all()
 
 
-def test_the_logit_of_a_linear_model_is_added():
+def test_predictions_are_the_mean_of_the_lstm_and_the_linear_model():
   inputs, linear = _inputs(), np.array([0.5, -2.0, 0.0, 3.0], np.float32)
   model, params = _build('words+log_odds+linear', linear_weight=0.5)
   alone, _ = _build('words+log_odds', linear_weight=0.5)
   np.testing.assert_allclose(
       _logits(model, params, inputs | {'linear': linear}),
-      _logits(alone, params, inputs) + 0.5 * linear, atol=1e-6)
+      (_logits(alone, params, inputs) + 0.5 * linear) / 1.5, atol=1e-6)
   # Not where it learns, and batches to learn from do not have it.
   keys = jax.random.split(jax.random.key(0), 4)
   np.testing.assert_array_equal(_logits(model, params, inputs, keys),
