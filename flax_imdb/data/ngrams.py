@@ -116,9 +116,14 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
   n = len(reviews)
   labels = reviews.labels.astype(np.int64)
   classes = max(2, int(labels.max(initial=0)) + 1)
-  prior = (np.bincount(labels, minlength=classes) + 1) / (n + classes)
   fold = np.random.default_rng(0).integers(_FOLDS, size=n)
   cell = fold * classes + labels  # of each review
+  own = np.bincount(cell, minlength=_FOLDS * classes).reshape(_FOLDS, classes)
+  prior = _shares(own.sum(axis=0))
+  # Where a fold has more of a class, the others have less of it, and so have
+  # all their n-grams: measured against the share in all reviews, each token of
+  # the fold would speak against its own class.
+  priors = _shares(own.sum(axis=0) - own)  # [folds, classes]
   of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
   known, log_odds, features = [], [], []
   for length in range(1, order + 1):
@@ -140,7 +145,7 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     # What would not be kept without its fold is unknown there, too: training
     # reads as few n-grams as evaluation does.
     rest[rest.sum(axis=-1) < _LEAST] = 0
-    others = _ratios(rest, prior)  # [kept, folds, C]
+    others = _ratios(rest, priors)  # [kept, folds, C]
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
     features.append(others[number[place], fold[of_review]])
@@ -154,12 +159,17 @@ def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
   return np.sort(common[np.argsort(-counts[common], kind='stable')[:most]])
 
 
+def _shares(counts: np.ndarray) -> np.ndarray:
+  """[..., K] reviews by class -> the share of each; an unseen class has some."""
+  return (counts + 1) / (counts + 1).sum(axis=-1, keepdims=True)
+
+
 def _ratios(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
   """[..., K] reviews by class -> float32 [..., C] log-odds, 0 of no reviews."""
   smooth = counts + 2 * prior  # 1 and 1 for two classes of equal size
   odds = np.log(smooth / (smooth.sum(axis=-1, keepdims=True) - smooth))
   odds = (odds - np.log(prior / (1 - prior))).astype(np.float32)
-  return odds[..., 1:] if len(prior) == 2 else odds
+  return odds[..., 1:] if prior.shape[-1] == 2 else odds
 
 
 def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
