@@ -3,7 +3,7 @@
   pip install -e '.[bench]'
   python benchmarks/accuracy.py --config=default --config=words --seeds=5
   python benchmarks/accuracy.py --linear --json=accuracy.json
-  python benchmarks/accuracy.py --linear --config=default --config.data.train_split='train[:1000]'
+  python benchmarks/accuracy.py --linear --config.data.train_split='train[:99]'
 
 trains each config from its own command line, once for each seed, and reads what
 the run says of itself: a row is the mean over the seeds on the official 25,000

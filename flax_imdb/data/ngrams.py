@@ -160,7 +160,7 @@ def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
-  """[..., K] reviews by class -> the share of each; an unseen class has some."""
+  """[..., K] reviews by class -> each one's share, of unseen ones, too."""
   return (counts + 1) / (counts + 1).sum(axis=-1, keepdims=True)
 
 
