@@ -3,6 +3,7 @@
   pip install -e '.[bench]'
   python benchmarks/accuracy.py --config=default --config=words --seeds=5
   python benchmarks/accuracy.py --linear --json=accuracy.json
+  python benchmarks/accuracy.py --linear --config.data.train_split='train[:99]'
 
 trains each config from its own command line, once for each seed, and reads what
 the run says of itself: a row is the mean over the seeds on the official 25,000
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_imdb.config import load_config
+from flax_imdb.config import load_config, override
 
 ROOT = pathlib.Path(__file__).parents[1]
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of scikit-learn
@@ -61,13 +62,18 @@ def row(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
           summary['seconds'] for summary in summaries)}
 
 
-def linear() -> Iterator[dict[str, Any]]:
-  """The rows of the linear models, on the default config's splits."""
+def linear(others: list[str]) -> Iterator[dict[str, Any]]:
+  """The rows of the linear models, on the default config's splits.
+
+  `others` are flags that change fields of the config.
+  """
   from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
   from sklearn.linear_model import LogisticRegression
 
   from flax_imdb.data.reviews import load_splits, training_tokenizer
   config = load_config('configs/default.py')
+  for flag in others:
+    override(config, *flag.removeprefix('--config.').split('=', 1))
   tokenizer = training_tokenizer(config, print)
   splits = load_splits(config, tokenizer, print)
   vectorizer = CountVectorizer(
@@ -94,8 +100,8 @@ def linear() -> Iterator[dict[str, Any]]:
               for model in models]
     best = scores.index(max(scores))
     accuracy = models[best].score(weigh('test'), labels['test'])
-    yield {'name': f'{name}, C = {STRENGTHS[best]:g}', 'test': accuracy,
-           'each': [accuracy], 'standard_error': math.nan,
+    yield {'name': ' '.join([f'{name}, C = {STRENGTHS[best]:g}', *others]),
+           'test': accuracy, 'each': [accuracy], 'standard_error': math.nan,
            'validation': scores[best], 'seconds': math.nan}
 
 
@@ -110,7 +116,7 @@ def main() -> None:
   args, others = parser.parse_known_args()
   rows = []
   def rows_found() -> Iterator[dict[str, Any]]:
-    yield from linear() if args.linear else ()
+    yield from linear(others) if args.linear else ()
     for config in args.config:
       yield row(' '.join([config, *others]), [
           run(config, seed, others) for seed in range(args.seeds)])

@@ -15,6 +15,9 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # of the initial weights, the order of reviews and dropout
   config.num_epochs = 2  # passes over the training split; 0 only evaluates
+  # A small split is passed over several times in an epoch: what a recipe needs
+  # is steps. 0 = once in each epoch, however few steps these are.
+  config.min_steps_per_epoch = 50  # steps, reached in whole passes
   config.global_batch_size = 64  # reviews a step, over all devices
   config.show_examples = 0  # short test reviews to print with their predictions
   config.init_from = ''  # begin with a run directory's or Keras file's weights

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
   """The default config without what is not an LSTM; 0.98 million parameters."""
   config = packaged('default')
   config.num_epochs = 4  # passes over 22,500 reviews
+  config.min_steps_per_epoch = 0  # also of fewer reviews one pass an epoch
   config.global_batch_size = 128  # reviews a step
   config.adam_epsilon = 1e-7  # Keras'
   config.warmup_epochs = 0.5  # linear rise from 0, in epochs

@@ -41,6 +41,7 @@ _FRACTION = _Field(float, least=0, under=1)
 _FIELDS = {
     'seed': _Field(int, least=0, under=1 << 32),  # jax would drop higher bits
     'num_epochs': _Field(int, least=0, most=50_000),  # steps are int32
+    'min_steps_per_epoch': _Field(int, least=0, most=10_000),
     'global_batch_size': _Field(int, least=1, most=1 << 20),
     'show_examples': _Field(int, least=0, most=1_000_000),
     'init_from': _TEXT,
@@ -103,9 +104,10 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
-    'data.word_index': '', 'adam_epsilon': 1e-7, 'adversarial_norm': 0.0,
-    'adversarial_weight': 1.0, 'virtual_adversarial_norm': 0.0,
-    'virtual_adversarial_weight': 1.0, 'entropy_weight': 0.0,
+    'data.word_index': '', 'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0,
+    'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
+    'virtual_adversarial_norm': 0.0, 'virtual_adversarial_weight': 1.0,
+    'entropy_weight': 0.0,
     'data.validation_by': 'rows',
     'data.punctuation': False, 'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,

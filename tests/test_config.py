@@ -127,6 +127,8 @@ def test_override_names_the_mistake(default, field, text, message):
     ('model.dtype', 'float16', 'choose float32, bfloat16'),
     ('seed', -1, 'at least 0'), ('num_epochs', -1, 'at least 0'),
     ('seed', 2**32, 'seed'),
+    # Epochs of twice that, 50,000 of them, are still counted in int32.
+    ('min_steps_per_epoch', 10_001, 'at most 10,000'),
     ('global_batch_size', 0, 'at least 1'), ('data.vocab_size', 4, 'least 5'),
     ('data.max_length', 1, 'least 2'), ('data.bucket_width', -1, 'least 0'),
     ('model.width', 0, 'least 1'), ('model.layers', 0, 'least 1'),

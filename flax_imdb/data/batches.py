@@ -70,24 +70,36 @@ class TrainBatches:
   """The batches of a whole training run, by their step.
 
   The attributes are the training split, the seed of the order, and those that
-  `pad` takes. An epoch's last batch may be filled up with weight 0. Without a
-  `bucket_width` reviews of any length share a batch.
+  `pad` takes. A pass reads each review once, in an order of its own, and its
+  last batch may be filled up with weight 0; an epoch is a pass, or as many as
+  have `min_steps_per_epoch`. Without a `bucket_width` reviews of any length
+  share a batch.
   """
   reviews: Reviews
   seed: int
   batch_size: int
   reading: Reading
   share: Share = ALONE
+  min_steps_per_epoch: int = 0
+
+  @property
+  def _steps_per_pass(self) -> int:
+    return -(-len(self.reviews) // self.batch_size)
+
+  @property
+  def passes_per_epoch(self) -> int:
+    """How often an epoch reads each review: once, of a large split."""
+    return max(1, -(-self.min_steps_per_epoch // self._steps_per_pass))
 
   @property
   def steps_per_epoch(self) -> int:
-    """The last short batch is counted."""
-    return -(-len(self.reviews) // self.batch_size)
+    """The last short batch of each pass is counted."""
+    return self.passes_per_epoch * self._steps_per_pass
 
   def rows(self, step: int) -> np.ndarray:
     """The reviews of step 0, 1, 2, ... of the run, on all devices: int [m]."""
-    epoch, i = divmod(step, self.steps_per_epoch)
-    return _epoch(self, epoch)[i]
+    number, i = divmod(step, self._steps_per_pass)
+    return _pass(self, number)[i]
 
   def __call__(self, step: int) -> Batch:
     """The batch of step 0, 1, 2, ... of the run, as `pad` returns it.
@@ -109,10 +121,10 @@ def _plan(batches: TrainBatches) -> segments.Plan:
 
 
 @functools.lru_cache(maxsize=1)
-def _epoch(batches: TrainBatches, epoch: int) -> list[np.ndarray]:
-  rng = np.random.default_rng([batches.seed, epoch])
+def _pass(batches: TrainBatches, number: int) -> list[np.ndarray]:
+  rng = np.random.default_rng([batches.seed, number])
   if batches.reading.segment_length:
-    return _plan(batches).epoch(rng)
+    return _plan(batches).draw(rng)
   order = rng.permutation(len(batches.reviews))
   size = batches.batch_size
   if not batches.reading.bucket_width:

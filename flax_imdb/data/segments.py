@@ -40,7 +40,7 @@ class Plan:
   batch_of: np.ndarray  # int [n] of the reviews in order of falling counts
   segments_a_device: int  # S, the places that each device needs at most
 
-  def epoch(self, rng: np.random.Generator) -> list[np.ndarray]:
+  def draw(self, rng: np.random.Generator) -> list[np.ndarray]:
     """The reviews of each batch, those with the most segments first.
 
     Which review of those with equally many goes where, and the order of the

@@ -128,7 +128,8 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
   run.begin_directory(workdir, config, tokenizer, known)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
-      Reading.of(config.data), Share(*devices.share()))
+      Reading.of(config.data), Share(*devices.share()),
+      config.min_steps_per_epoch)
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   return _Task(
@@ -204,9 +205,11 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
     training = _Training(state, step, progress, step, checkpoints)
   announce(classifier.parameter_table(training.state.params))
   if found is None:
+    passes = task.batches.passes_per_epoch
     announce(f'{task.steps_total:,} steps, {task.batches.steps_per_epoch:,} an '
-             f'epoch of {len(task.batches.reviews):,} reviews; each new batch '
-             'shape compiles once')
+             f'epoch of {f"{passes} passes over " if passes > 1 else ""}'
+             f'{len(task.batches.reviews):,} reviews; each new batch shape '
+             'compiles once')
   else:
     stopped = training.progress.stopped
     done = stopped or training.step >= task.steps_total

@@ -40,11 +40,41 @@ def test_an_epoch_holds_every_review_once(n, bucket_width):
     assert sorted(rows) == list(range(n))
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
+@pytest.mark.parametrize('reading', [
+    Reading(64), Reading(64, 32), Reading(64, 0, 8)])
+def test_an_epoch_of_few_reviews_is_whole_passes_in_orders_of_their_own(
+    reading):
+  reviews = _reviews(50)
+  batches = TrainBatches(reviews, 0, 16, reading, min_steps_per_epoch=9)
+  once = TrainBatches(reviews, 0, 16, reading)
+  assert (once.steps_per_epoch, once.passes_per_epoch) == (4, 1)
+  assert (batches.steps_per_epoch, batches.passes_per_epoch) == (12, 3)
+  passes = [np.concatenate([batches.rows(step) for step in range(i, i + 4)])
+            for i in range(0, 24, 4)]  # of two epochs
+  for rows in passes:
+    assert sorted(rows) == list(range(50))
+  assert len({tuple(rows) for rows in passes}) == 6
+
+
+@pytest.mark.parametrize('least', [0, 1, 6, 7])
+def test_an_epoch_of_enough_steps_is_one_pass_as_ever(least):
   reviews = _reviews(100)
-  first = TrainBatches(reviews, 3, 16, Reading(64, 32))
+  before = TrainBatches(reviews, 0, 16, Reading(64, 32))
+  batches = TrainBatches(
+      reviews, 0, 16, Reading(64, 32), min_steps_per_epoch=least)
+  assert batches.steps_per_epoch == before.steps_per_epoch == 7
+  for step in range(14):
+    np.testing.assert_array_equal(batches.rows(step), before.rows(step))
+
+
+@pytest.mark.parametrize('least', [0, 12])
+def test_a_batch_depends_on_seed_and_step_alone(least):
+  reviews = _reviews(100)
+  first = TrainBatches(
+      reviews, 3, 16, Reading(64, 32), min_steps_per_epoch=least)
   forward = [first(step) for step in range(14)]
-  second = TrainBatches(reviews, 3, 16, Reading(64, 32))
+  second = TrainBatches(
+      reviews, 3, 16, Reading(64, 32), min_steps_per_epoch=least)
   for step in reversed(range(14)):  # any order, as after a resume
     for name, value in second(step).items():
       np.testing.assert_array_equal(value, forward[step][name])

@@ -31,12 +31,14 @@ TINY = (
     '--config.model.width=8',
 )
 
-# The same with all that can be read: segments, pairs, log-odds, a linear model,
-# marks; with validation by groups, and what is added to the input.
+# The same with all that the default config has: segments, pairs, log-odds,
+# marks, validation by groups, epochs of two passes, and what is added to the
+# input.
 EVERY_INPUT = (
     '--config=configs/default.py',
     '--config.data.name=grammar_reviews',
     *TINY[1:5],
+    '--config.min_steps_per_epoch=10',
     '--config.data.vocab_size=300',
     '--config.data.max_length=60',
     '--config.data.segment_length=20',

@@ -297,6 +297,15 @@ def test_a_run_that_begins_with_another_s_weights_averages_them_too(tmp_path):
   assert summary['step'] == 7
 
 
+def test_an_epoch_of_two_passes_trains_twice_with_each_review(
+    trained_on_every_input):
+  whole, printed = trained_on_every_input
+  assert '28 steps, 14 an epoch of 2 passes over 99 reviews;' in printed
+  assert [(line['epoch'], line['step'], line['train']['n'])
+          for line in _lines(whole)] == [(1, 14, 198), (2, 28, 198)]
+  assert json.loads((whole / 'summary.json').read_text())['train']['n'] == 99
+
+
 @pytest.mark.parametrize('at', ['epoch 1/2', 'first step done'])
 def test_a_run_of_every_input_resumes_to_the_same_bits(
     at, tmp_path, trained_on_every_input):
