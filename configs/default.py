@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.inputs = 'words+bigrams+log_odds'  # or fewer; see ngrams.py
+  config.model.members = 1  # LSTMs side by side, of which the mean predicts
   config.model.linear_weight = 1.0  # of linear's logit, where the LSTM's has 1
   config.model.cell = 'lstm'  # or simple_rnn
   config.model.embedding_dim = 32  # features a word

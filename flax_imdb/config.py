@@ -84,6 +84,7 @@ _FIELDS = {
     'data.log_odds_order': _Field(int, least=1, most=3),
     'data.log_odds_ngrams': _Field(int, least=1, most=1 << 24),
     'model.inputs': _TEXT,  # words, and what is joined to it by +
+    'model.members': _Field(int, least=1, most=100),
     'model.linear_weight': _Field(float, least=0, most=1e6),
     'model.cell': _Field(str, ('lstm', 'simple_rnn')),
     'model.embedding_dim': _Field(int, least=1, most=1 << 16),
@@ -114,7 +115,8 @@ _ADDED = {
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
     'model.inputs': 'words', 'model.bigram_dropout': 0.5,
     'model.log_odds_dropout': 0.0, 'self_training_rounds': 0,
-    'teachers': '', 'data.unlabelled_split': '', 'model.linear_weight': 1.0}
+    'teachers': '', 'data.unlabelled_split': '', 'model.linear_weight': 1.0,
+    'model.members': 1}
 
 
 def _find(path: str, *parents: pathlib.Path) -> pathlib.Path:

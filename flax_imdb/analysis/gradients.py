@@ -94,6 +94,8 @@ def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
     initial = run.initial_params(config, restored.model)
     name = pathlib.Path(workdir).name
     for when, params in (('before', initial), ('after', restored.params)):
+      if restored.model.members > 1:
+        params = jax.tree.map(lambda x: x[0], params)  # of the first member
       params = jax.device_put(params, jax.local_devices()[0])
       measured.append((name, when, gradient_norms(
           restored.model, params, batch)))

@@ -35,9 +35,8 @@ def make_forward(model: classifier.SentimentClassifier,
   The batch is one of `classifier.inputs`, after `devices.shard`; `others` are
   devices as in `devices.data_parallel`.
   """
-  def apply(params, batch):
-    return model.apply({'params': params}, **batch)
-  return devices.data_parallel_forward(apply, others)
+  return devices.data_parallel_forward(
+      functools.partial(classifier.predict, model), others)
 
 
 def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,

@@ -77,8 +77,8 @@ def program(config: ConfigDict, model: classifier.SentimentClassifier,
     # XLA would work on constants ahead of time, and round otherwise than it
     # does where the parameters are arguments.
     variables = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, params))
-    return model.apply(
-        {'params': variables}, **dict(zip(found, inputs, strict=True)))
+    return classifier.predict(
+        model, variables, dict(zip(found, inputs, strict=True)))
 
   scope = export.SymbolicScope()
   def dims(text):

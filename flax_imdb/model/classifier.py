@@ -4,6 +4,7 @@ Shapes: B reviews, S segments of reviews, T tokens (padding included), E
 embedding_dim, H width. Without segments each review is one, and S is B.
 """
 
+from collections.abc import Callable
 import functools
 import hashlib
 from typing import Any
@@ -33,11 +34,16 @@ ADVERSARIAL = 'adversarial'
 
 
 class SentimentClassifier(nn.Module):
-  """Token ids in, one logit a review out; see configs/default.py, `model`."""
+  """Token ids in, one logit a review out; see configs/default.py, `model`.
+
+  This is one of the `members`, whose parameters have an axis of them in front;
+  see `each_member`.
+  """
   vocab_size: int
   bigram_rows: int  # of the embedding of pairs; 0 without
   log_odds_features: int  # numbers a token; 0 without
   embedding_dim: int
+  members: int
   cell: str
   width: int
   layers: int
@@ -230,13 +236,34 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
         'config.data.bigrams, config.model.embedding_dim, width, layers or '
         'hidden_dim')
   states = config.global_batch_size * config.data.max_length * (
-      model.embedding_dim + len(model.directions) * model.width)
+      model.embedding_dim + len(model.directions) * model.width) * model.members
   if states > _MOST_STATES:
     raise UserError(
         f'a batch of this config takes {states:,} numbers, more than '
         f'{_MOST_STATES:,}: lower config.global_batch_size, '
-        'config.data.max_length, config.model.embedding_dim or width')
+        'config.data.max_length, config.model.embedding_dim, width or members')
   return model
+
+
+def each_member(model: SentimentClassifier,
+                function: Callable[..., Any]) -> Callable[..., Any]:
+  """Function(params, ...) of one member, for all: trees with their axis.
+
+  One member is no axis.
+  """
+  return function if model.members == 1 else jax.vmap(function)
+
+
+def predict(model: SentimentClassifier, params: Params,
+            inputs: dict[str, Any]) -> jax.Array:
+  """Computes float32 [B] logits, the mean of those of the members.
+
+  `inputs` are those of `SentimentClassifier`, by name.
+  """
+  def logits(params: Params) -> Any:
+    return model.apply({'params': params}, **inputs)
+  found = each_member(model, logits)(params)
+  return found if model.members == 1 else found.mean(axis=0)
 
 
 def seed_keys(seed: int) -> jax.Array:
@@ -245,22 +272,31 @@ def seed_keys(seed: int) -> jax.Array:
 
 
 def dropout_keys(
-    seed: int, step: jax.Array, places_B: jax.Array) -> jax.Array:
+    model: SentimentClassifier, seed: int, step: jax.Array,
+    places_B: jax.Array) -> jax.Array:
   """A PRNG key for each review, by int32 [B] its place in the global batch.
 
-  So dropout is the same on any number of devices.
+  So dropout is the same on any number of devices. [members, B] of several.
   """
-  key = jax.random.fold_in(seed_keys(seed)[1], step)
-  return jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
+  def keys(key: jax.Array) -> jax.Array:
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
+  return each_member(model, keys)(
+      _member_keys(model, jax.random.fold_in(seed_keys(seed)[1], step)))
+
+
+def _member_keys(model: SentimentClassifier, key: jax.Array) -> jax.Array:
+  return key if model.members == 1 else jax.random.split(key, model.members)
 
 
 def init_params(model: SentimentClassifier, key: jax.Array) -> Params:
   """Draws the initial parameters, a nested dict of float32 arrays."""
   ids_BT = jnp.ones((1, 2), jnp.int32)
-  return model.init(
-      key, ids_BT, jnp.ones((1,), jnp.int32), bigrams=ids_BT,
-      log_odds=jnp.ones((1, 2, model.log_odds_features)),
-      linear=jnp.ones(1))['params']
+  def init(key: jax.Array) -> Params:
+    return model.init(
+        key, ids_BT, jnp.ones((1,), jnp.int32), bigrams=ids_BT,
+        log_odds=jnp.ones((1, 2, model.log_odds_features)),
+        linear=jnp.ones(1))['params']
+  return each_member(model, init)(_member_keys(model, key))
 
 
 @functools.lru_cache(maxsize=1)

@@ -51,22 +51,23 @@ def init_state(config: ConfigDict, model: classifier.SentimentClassifier,
   def init() -> TrainState:
     init_key, _ = classifier.seed_keys(config.seed)
     return _first_state(
-        config, optimizer, classifier.init_params(model, init_key))
+        config, model, optimizer, classifier.init_params(model, init_key))
   return jax.jit(init)()
 
 
 def state_shapes(config: ConfigDict, model: classifier.SentimentClassifier,
                  optimizer: optax.GradientTransformation) -> TrainState:
   """`init_state` as `jax.ShapeDtypeStruct`s; the model is not traced again."""
-  first_state = functools.partial(_first_state, config, optimizer)
+  first_state = functools.partial(_first_state, config, model, optimizer)
   return jax.eval_shape(first_state, classifier.param_shapes(model))
 
 
-def _first_state(config: ConfigDict, optimizer: optax.GradientTransformation,
+def _first_state(config: ConfigDict, model: classifier.SentimentClassifier,
+                 optimizer: optax.GradientTransformation,
                  params: Params) -> TrainState:
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
-      opt_state=optimizer.init(params),
+      opt_state=classifier.each_member(model, optimizer.init)(params),
       ema=classifier.averaged(params) if config.ema_decay else {},
       metrics=Metrics.zero())
 
@@ -82,39 +83,45 @@ def make_train_step(
   those of the epoch so far, of the reviews with a label. Losses and gradients
   are summed over all devices and divided by the global weight, with a label or
   without, so that a short last batch and unequal shares count every review the
-  same. `devices` as in `devices.data_parallel`.
+  same. The members of a model learn side by side, and the metrics are their
+  mean. `devices` as in `devices.data_parallel`.
   """
+  each = functools.partial(classifier.each_member, model)
+
   def train_step(state: TrainState, batch: dict[str, jax.Array],
                  sum_over_devices: Callable) -> tuple[TrainState, Metrics]:
-    keys = classifier.dropout_keys(config.seed, state.step, batch['places'])
+    keys = classifier.dropout_keys(
+        model, config.seed, state.step, batch['places'])
     # From here on a table is those of its rows that the whole batch reads.
     rows, reader = batch.get('bigram_rows'), model
     if rows is not None:
       reader = model.clone(bigram_rows=len(rows))
-    old = take_rows((state.params, state.opt_state), rows, TABLE)
+    whole = state.params, state.opt_state
+    old = each(lambda tree: take_rows(tree, rows, TABLE))(whole)
     params, opt_state = old
 
-    loss, correct, labelled, gradient = loss_and_gradient(
-        config, reader, params, batch, keys)
+    loss, correct, labelled, gradient = each(
+        lambda params, keys: loss_and_gradient(
+            config, reader, params, batch, keys))(params, keys)
     loss, correct, labelled, weight, gradient = sum_over_devices(
         (loss, correct, labelled, batch['weights'].sum(), gradient))
     gradient = jax.tree.map(lambda g: g / weight, gradient)
 
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    updates, opt_state = each(optimizer.update)(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
     # Adam's correction (Kingma & Ba 2015, section 3) as a share of the newest:
     # of the initial weights, where the average begins, nothing is left.
     newest = (1 - config.ema_decay) / (1 - config.ema_decay**(state.step + 1))
     ema = optax.incremental_update(
         classifier.averaged(params), state.ema, newest) if state.ema else {}
-    this_step = Metrics.of_step(
-        state.step + 1, loss, correct, labelled, optax.tree.norm(gradient))
+    this_step = Metrics.of_step(state.step + 1, *(x.mean() for x in (
+        loss, correct, labelled, each(optax.tree.norm)(gradient))))
     if config.on_nan == 'skip':  # 7 % of a step of configs/words.py
       params, opt_state, ema = jax.tree.map(
           lambda new, old: jnp.where(this_step.skipped > 0, old, new),
           (params, opt_state, ema), (*old, state.ema))
-    params, opt_state = put_rows(
-        (state.params, state.opt_state), (params, opt_state), rows, TABLE)
+    params, opt_state = each(lambda tree, taken: put_rows(
+        tree, taken, rows, TABLE))(whole, (params, opt_state))
     epoch_begins = state.step % steps_per_epoch == 0
     metrics = state.metrics.unless(epoch_begins) + this_step
     return TrainState(state.step + 1, params, opt_state, ema, metrics), metrics

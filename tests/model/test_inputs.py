@@ -159,9 +159,9 @@ def test_without_pairs_and_log_odds_it_is_the_model_of_words():
 def test_each_dropout_changes_what_it_is_of(kind):
   model, params = _build('words+bigrams+log_odds', **{kind: DROPOUT[kind]})
   inputs = _inputs()
-  keys = classifier.dropout_keys(0, 0, jnp.arange(4))
+  keys = classifier.dropout_keys(model, 0, 0, jnp.arange(4))
   plain, one, again, other = (_logits(model, params, inputs, k) for k in (
-      None, keys, keys, classifier.dropout_keys(0, 1, jnp.arange(4))))
+      None, keys, keys, classifier.dropout_keys(model, 0, 1, jnp.arange(4))))
   assert (plain != one).any() and (one != other).any()
   np.testing.assert_array_equal(one, again)
 
@@ -175,7 +175,7 @@ def test_pairs_keep_their_mean_under_dropout():
   del inputs['log_odds']
   params['logit']['kernel'] *= 1e6
   drawn = np.mean([_logits(model, params, inputs, classifier.dropout_keys(
-      0, jnp.int32(step), jnp.arange(4))) for step in range(300)], axis=0)
+      model, 0, jnp.int32(step), jnp.arange(4))) for step in range(300)], axis=0)
   none = _logits(model, params | {'bigrams': {
       'embedding': jnp.zeros((PAIRS, 4))}}, inputs)
   plain = _logits(model, params, inputs)
@@ -205,7 +205,7 @@ def test_a_reviews_masks_do_not_depend_on_how_many_devices_there_are():
               for k, v in inputs.items()}
       places = batch['places'].reshape(devices, -1)[i]
       logits = _logits(model, params, part, classifier.dropout_keys(
-          0, 3, places))
+          model, 0, 3, places))
       weights = batch['weights'].reshape(devices, -1)[i]
       found |= {int(p): z for p, z, w in zip(
           places, logits, weights, strict=True) if w}

@@ -31,9 +31,9 @@ TINY = (
     '--config.model.width=8',
 )
 
-# The same with all that the default config has: segments, pairs, log-odds,
-# marks, validation by groups, epochs of two passes, and what is added to the
-# input.
+# The same with all that can be read: segments, pairs, log-odds, a linear model,
+# marks; with validation by groups, epochs of two passes, and what is added to
+# the input.
 EVERY_INPUT = (
     '--config=configs/default.py',
     '--config.data.name=grammar_reviews',

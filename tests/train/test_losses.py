@@ -51,7 +51,7 @@ def _problem(inputs='words+bigrams+log_odds', segment_length=8, **fields):
   batch = {k: jnp.asarray(v, 'float64') if v.dtype.kind == 'f' else
            jnp.asarray(v) for k, v in batch.items()}
   return config, model, params, batch, classifier.dropout_keys(
-      0, 3, batch['places'])
+      model, 0, 3, batch['places'])
 
 
 def _loss(model, params, batch, keys, change=None, smoothing=0.0):
