@@ -186,8 +186,11 @@ def owners(segments_BK: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def segment_keys(keys_B: jax.Array | None, segments_BK: jax.Array | None,
-                  count: int) -> tuple[jax.Array | None, jax.Array | None]:
-  """PRNG keys [S] of each segment: its own, and its review's."""
+                 count: int) -> tuple[jax.Array | None, jax.Array | None]:
+  """PRNG keys [S] of each segment: its own, and its review's; None without.
+
+  `count` is S; without segments it is B.
+  """
   if keys_B is None or segments_BK is None:
     return keys_B, keys_B
   review_S, number_S = owners(segments_BK, count)

@@ -1,6 +1,6 @@
 """What a step minimises, and its gradient.
 
-Of reviews with a label their cross entropy, also with the worst small change of
+Of reviews with a label the cross entropy, also with the worst small change of
 the input. Of those without how undecided the prediction is, and of all how far
 a small change moves it.
 """
@@ -15,8 +15,7 @@ import optax
 from flax_imdb.model import classifier
 from flax_imdb.model.classifier import ADVERSARIAL, Params
 
-# The norm of the change at which `loss_and_gradient` looks where the prediction
-# moves the most; as in the code of Miyato, Dai & Goodfellow, and of Sachan.
+# As in the code of Miyato, Dai & Goodfellow 2017 and of Sachan et al. 2019.
 XI = 0.1
 _NOISE = 5  # a kind of draw; those of dropout, in `classifier`, come before
 
@@ -27,20 +26,22 @@ def loss_and_gradient(
 ) -> tuple[jax.Array, jax.Array, jax.Array, Params]:
   """Sums over the reviews of a batch, each times its weight.
 
-  The batch is one of `batches.TrainBatches`; a label below 0 stands for none.
-  `keys_B` are PRNG keys for dropout, the same in all passes. Of the reviews
-  with a label it returns the cross entropy in nats, how many are on the right
-  side, and how many they are; float32 [] each. And the gradient of
-  `_cross_entropy`, and by the weights and norms of the config of
+  The batch is one of `batches.TrainBatches`, where a label below 0 stands for
+  none; `keys_B` are PRNG keys for dropout, which is the same in all passes.
 
-  - the same with a change added to the embedded input of each review, along the
-    gradient of its loss (Miyato, Dai & Goodfellow 2017, equation 2);
-  - `_divergence` for a change along its own gradient at one of norm `XI` in a
-    random direction (the same, equations 3 and 4: one power iteration);
+  Returns of the reviews with a label the loss, `_cross_entropy`, in nats, how
+  many are on the right side, and how many they are, float32 [] each. And the
+  gradient of that loss plus, each times its weight of the config,
+
+  - the loss with a change added to the embedded input of each review, along its
+    gradient;
+  - `_divergence` by a change along its gradient in turn, taken at a random
+    change of norm `XI`, for at none it is 0;
   - `_entropy`.
 
-  The changes, and the prediction that the second is moved away from, are held
-  constant. Embeddings are not normalised, as they are there.
+  The changes have the norms of the config, and their gradient counts as a
+  constant. Source: Miyato, Dai & Goodfellow 2017, section 3 (without their
+  normalised embeddings), with one power iteration.
   """
   inputs = classifier.inputs(batch)
 
@@ -48,40 +49,42 @@ def loss_and_gradient(
     return model.apply(
         {'params': params} | change, **inputs, dropout_keys_B=keys_B)
 
-  def unchanged(params: Params, change: dict[str, Any]):
+  def plain(params: Params, change: dict[str, Any]):
     logits_B = logits(params, change)
     loss = total = _cross_entropy(config, batch, logits_B)
     if config.entropy_weight:
-      total = loss + config.entropy_weight * _entropy(batch, logits_B)
+      total += config.entropy_weight * _entropy(batch, logits_B)
     return total, (loss, logits_B)
 
-  def changed(params: Params, change: dict[str, Any]):
+  def adversarial(params: Params, change: dict[str, Any]):
     return _cross_entropy(config, batch, logits(params, change))
 
-  def moved(params: Params, change: dict[str, Any]):
+  def virtual(params: Params, change: dict[str, Any]):
     return _divergence(batch, logits_B, logits(params, change))
 
-  def add(weight: float, term: Any, norm: float, slope: dict[str, Any]):
-    change = jax.tree.map(lambda x: norm * _unit(x, batch), slope)
-    return jax.tree.map(lambda g, h: g + weight * h, gradient,
-                        jax.grad(term)(params, change))
-
-  noise_TSE = jnp.zeros((*batch['ids'].T.shape, model.embedding_dim))
-  change = {ADVERSARIAL: {'x': noise_TSE}} if config.adversarial_norm else {}
-  # The entropy is of other reviews, so `slope` is that of the cross entropy.
+  change = {ADVERSARIAL: {'x': jnp.zeros(
+      (*batch['ids'].T.shape, model.embedding_dim))}}
   (_, (loss, logits_B)), (gradient, slope) = jax.value_and_grad(
-      unchanged, argnums=(0, 1), has_aux=True)(params, change)
+      plain, argnums=(0, 1), has_aux=True)(
+          params, change if config.adversarial_norm else {})
   if config.adversarial_norm:
-    gradient = add(config.adversarial_weight, changed,
-                   config.adversarial_norm, slope)
+    # Of reviews with a label, which `_entropy` leaves alone.
+    change = _along(slope, config.adversarial_norm, batch)
+    gradient = _plus(gradient, config.adversarial_weight,
+                     jax.grad(adversarial)(params, change))
   if config.virtual_adversarial_norm:
-    start = XI * _unit(_noise(batch, keys_B, model.embedding_dim), batch)
-    slope = jax.grad(moved, argnums=1)(params, {ADVERSARIAL: {'x': start}})
-    gradient = add(config.virtual_adversarial_weight, moved,
-                   config.virtual_adversarial_norm, slope)
+    noise = {ADVERSARIAL: {'x': _noise(batch, keys_B, model.embedding_dim)}}
+    slope = jax.grad(virtual, argnums=1)(params, _along(noise, XI, batch))
+    change = _along(slope, config.virtual_adversarial_norm, batch)
+    gradient = _plus(gradient, config.virtual_adversarial_weight,
+                     jax.grad(virtual)(params, change))
   labelled_B = _labelled(batch)
-  correct = (logits_B > 0) == (batch['labels'] > 0.5)
-  return loss, jnp.vdot(correct, labelled_B), labelled_B.sum(), gradient
+  correct_B = (logits_B > 0) == (batch['labels'] > 0.5)
+  return loss, jnp.vdot(correct_B, labelled_B), labelled_B.sum(), gradient
+
+
+def _plus(gradient: Params, weight: float, further: Params) -> Params:
+  return jax.tree.map(lambda g, h: g + weight * h, gradient, further)
 
 
 def _labelled(batch: dict[str, jax.Array]) -> jax.Array:
@@ -102,8 +105,8 @@ def _cross_entropy(config: ConfigDict, batch: dict[str, jax.Array],
 def _entropy(batch: dict[str, jax.Array], logits_B: jax.Array) -> jax.Array:
   """That of what is predicted, over the reviews without a label; nats [].
 
-  Source: Grandvalet & Bengio 2005, equation 5: of a review with a label the
-  class is known. Sachan et al. 2019 take the mean over those, too.
+  Source: Grandvalet & Bengio 2005, for whom a review with a label has none.
+  The code of Sachan et al. 2019 takes that of both.
   """
   entropy_B = optax.sigmoid_binary_cross_entropy(
       logits_B, jax.nn.sigmoid(logits_B))
@@ -127,8 +130,7 @@ def _noise(batch: dict[str, jax.Array], keys_B: jax.Array,
            features: int) -> jax.Array:
   """Normal numbers [T, S, features], 0 on padding.
 
-  Of each segment by its own key, so that neither T nor the number of devices
-  matters.
+  Of each segment by its own key: neither T nor the number of devices matters.
   """
   rows, length = batch['ids'].shape
   keys_S, _ = classifier.segment_keys(keys_B, batch.get('segments'), rows)
@@ -140,15 +142,18 @@ def _noise(batch: dict[str, jax.Array], keys_B: jax.Array,
                    jax.vmap(draw, out_axes=1)(keys_S), 0)
 
 
-def _unit(x_TSE: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-  """A change of each review, all its segments together, at norm 1.
+def _along(change: dict[str, Any], norm: float,
+           batch: dict[str, jax.Array]) -> dict[str, Any]:
+  """The same directions, at that norm in each review; where it is 0 it stays.
 
-  One of norm 0 stays so.
+  The norm is of all its segments together.
   """
   segments_BK = batch.get('segments')
-  square_S = jnp.sum(jnp.square(x_TSE), axis=(0, 2))
-  if segments_BK is not None:
-    square_B = square_S.at[segments_BK].get(
-        mode='fill', fill_value=0).sum(axis=1)
-    square_S = square_B[classifier.owners(segments_BK, len(square_S))[0]]
-  return x_TSE * jax.lax.rsqrt(square_S + 1e-24)[:, None]
+  def scaled(x_TSE):
+    square_S = jnp.sum(jnp.square(x_TSE), axis=(0, 2))
+    if segments_BK is not None:
+      square_B = square_S.at[segments_BK].get(
+          mode='fill', fill_value=0).sum(axis=1)
+      square_S = square_B[classifier.owners(segments_BK, len(square_S))[0]]
+    return norm * (x_TSE * jax.lax.rsqrt(square_S + 1e-24)[:, None])
+  return jax.tree.map(scaled, change)

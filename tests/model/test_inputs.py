@@ -174,8 +174,9 @@ def test_pairs_keep_their_mean_under_dropout():
   inputs = _inputs()
   del inputs['log_odds']
   params['logit']['kernel'] *= 1e6
-  drawn = np.mean([_logits(model, params, inputs, classifier.dropout_keys(
-      model, 0, jnp.int32(step), jnp.arange(4))) for step in range(300)], axis=0)
+  keys = (classifier.dropout_keys(model, 0, jnp.int32(step), jnp.arange(4))
+          for step in range(300))
+  drawn = np.mean([_logits(model, params, inputs, k) for k in keys], axis=0)
   none = _logits(model, params | {'bigrams': {
       'embedding': jnp.zeros((PAIRS, 4))}}, inputs)
   plain = _logits(model, params, inputs)

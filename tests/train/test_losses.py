@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from flax_imdb.config import check_fields, load_config
@@ -54,30 +55,97 @@ def _problem(inputs='words+bigrams+log_odds', segment_length=8, **fields):
       model, 0, 3, batch['places'])
 
 
-def _loss(model, params, batch, keys, change=None, smoothing=0.0):
-  """The weighted sum of cross entropies, as a sum of two logarithms."""
+def _logits(model, params, batch, keys, change=None):
   variables = {'params': params}
   if change is not None:
     variables[classifier.ADVERSARIAL] = {'x': change}
-  z = model.apply(variables, **classifier.inputs(batch), dropout_keys_B=keys)
+  return model.apply(
+      variables, **classifier.inputs(batch), dropout_keys_B=keys)
+
+
+def _loss(batch, z, smoothing=0.0):
+  """The weighted sum of cross entropies, as a sum of two logarithms."""
   y = (1 - smoothing) * batch['labels'] + smoothing / 2
   entropy = y * jnp.logaddexp(0, -z) + (1 - y) * jnp.logaddexp(0, z)
-  return (batch['weights'] * entropy).sum()
+  return (batch['weights'] * (batch['labels'] >= 0) * entropy).sum()
 
 
-def _change(norm, model, params, batch, keys):
-  """The change of each review alone, by a loop over reviews."""
-  rows, length = batch['ids'].shape
-  none = jnp.zeros((length, rows, model.embedding_dim))
-  g = np.asarray(jax.jit(jax.grad(lambda x: _loss(
-      model, params, batch, keys, x)))(none))
-  change = np.zeros_like(g)
-  for i, weight in enumerate(batch['weights']):
-    own = batch['segments'][i] if 'segments' in batch else jnp.array([i])
-    own = np.asarray(own[own < rows])
-    if weight:
-      change[:, own] = norm * g[:, own] / np.sqrt((g[:, own] ** 2).sum())
+def _divergence(batch, p, z):
+  """The weighted sum of KL(p || q), by the probabilities of both classes."""
+  q = 1 / (1 + jnp.exp(-z))
+  return (batch['weights'] * (
+      p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q)))).sum()
+
+
+def _entropy(batch, z):
+  """The weighted sum of entropies, of reviews without a label."""
+  q = 1 / (1 + jnp.exp(-z))
+  entropy = -q * jnp.log(q) - (1 - q) * jnp.log(1 - q)
+  return (batch['weights'] * (batch['labels'] < 0) * entropy).sum()
+
+
+def _segments(batch, i):
+  """The places of a review's segments."""
+  own = np.asarray(batch['segments'][i] if 'segments' in batch else [i])
+  return own[own < len(batch['ids'])]
+
+
+def _scaled(batch, norm, x):
+  """`x` at a norm, of each review alone, by a loop over reviews."""
+  change = np.zeros(x.shape)
+  for i in np.flatnonzero(batch['weights']):
+    own = _segments(batch, i)
+    square = (x[:, own] ** 2).sum()
+    change[:, own] = norm * x[:, own] / np.sqrt(square) if square else 0
   return change
+
+
+def _noise(model, batch, keys):
+  """Of each segment by its key, however long, by a loop over segments."""
+  noise = np.zeros((*batch['ids'].T.shape, model.embedding_dim))
+  for i in np.flatnonzero(batch['weights']):
+    for number, s in enumerate(_segments(batch, i)):
+      key, length = keys[i], batch['lengths'][s]
+      if 'segments' in batch:
+        key = jax.random.fold_in(key, 16 + number)
+      drawn = jax.random.normal(
+          jax.random.fold_in(key, 5), (LONGEST + 3, model.embedding_dim))
+      noise[:length, s] = drawn[:length]
+  return noise
+
+
+def _terms(config, model, params, batch, keys):
+  """(logits, function of parameters): each term, with what is added constant.
+
+  The terms are cross entropy, entropy, adversarial and virtual adversarial.
+  """
+  def slope(term, at):
+    return np.asarray(jax.jit(jax.grad(
+        lambda x: term(_logits(model, params, batch, keys, x))))(at))
+  noise = _noise(model, batch, keys)
+  z = jax.jit(lambda: _logits(model, params, batch, keys))()
+  p = 1 / (1 + np.exp(-np.asarray(z)))
+  adversarial = _scaled(batch, config.adversarial_norm, slope(
+      lambda z: _loss(batch, z), np.zeros_like(noise)))
+  virtual = _scaled(batch, config.virtual_adversarial_norm, slope(
+      lambda z: _divergence(batch, p, z), _scaled(batch, 0.1, noise)))
+  def terms(params):
+    z = _logits(model, params, batch, keys)
+    return jnp.array([
+        _loss(batch, z),
+        config.entropy_weight * _entropy(batch, z),
+        config.adversarial_weight * _loss(
+            batch, _logits(model, params, batch, keys, adversarial)),
+        config.virtual_adversarial_weight * _divergence(
+            batch, p, _logits(model, params, batch, keys, virtual))])
+  return np.asarray(z), jax.jit(terms)
+
+
+ALL = {'adversarial_norm': 0.7, 'adversarial_weight': 1.5,
+       'virtual_adversarial_norm': 0.9, 'virtual_adversarial_weight': 1.3,
+       'entropy_weight': 0.8}
+# Of 7 reviews and a filling: some have no label, one is likely negative.
+LABELS = np.array([0, -1, 1, 0.3, -1, 1, 0, -1])
 
 
 @pytest.mark.parametrize('fields', [
@@ -86,44 +154,89 @@ def _change(norm, model, params, batch, keys):
                   'model.embedding_dropout': 0.3, 'model.pooled_dropout': 0.5,
                   'model.log_odds_dropout': 0.2}, marks=pytest.mark.slow)],
     ids=['segments', 'words', 'dropout'])
-def test_the_gradient_is_that_of_both_losses(fields):
+def test_the_gradient_is_that_of_all_terms(fields):
   with jax.enable_x64(True):
-    config, model, params, batch, keys = _problem(
-        **fields, adversarial_norm=0.7, adversarial_weight=1.5)
-    loss, correct, gradient = jax.jit(
+    config, model, params, batch, keys = _problem(**fields, **ALL)
+    batch['labels'] = jnp.asarray(LABELS)
+    loss, correct, labelled, gradient = jax.jit(
         lambda params: losses.loss_and_gradient(
             config, model, params, batch, keys))(params)
-    np.testing.assert_allclose(
-        loss, jax.jit(lambda p: _loss(model, p, batch, keys))(params),
-        rtol=1e-12)
-    assert correct <= 7
-    change = _change(0.7, model, params, batch, keys)
-    both = jax.jit(lambda p: _loss(model, p, batch, keys) + 1.5 * _loss(
-        model, p, batch, keys, change))
-    assert both(params) > 2.5 * loss  # it is worse for what was added
+    z, terms = _terms(config, model, params, batch, keys)
+    plain, entropy, worse, moved = terms(params)
+    np.testing.assert_allclose(loss, plain, rtol=1e-12)
+    known = np.flatnonzero((LABELS >= 0) & (batch['weights'] > 0))
+    assert labelled == len(known) == 5
+    assert correct == ((z > 0) == (LABELS > 0.5))[known].sum()
+    # What is added makes each worse, and no term is small.
+    assert worse > 1.5 * loss and min(entropy, moved) > 0.02
     rng = np.random.default_rng(2)
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
       direction = rng.normal(size=g.shape)
       def at(distance, path=path, direction=direction):
-        return both(jax.tree_util.tree_map_with_path(
+        return terms(jax.tree_util.tree_map_with_path(
             lambda p, x: x + distance * direction if p == path else x, params))
       want = (at(1e-5) - at(-1e-5)) / 2e-5
       got = np.vdot(g, direction)
       assert np.linalg.norm(g) > 1e-4, path
-      np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-8)
+      np.testing.assert_allclose(got, want.sum(), rtol=1e-6, atol=1e-8)
+
+
+def test_a_prediction_that_nothing_moved_diverges_from_none():
+  batch = {'weights': np.ones(4, np.float32)}
+  logits = jnp.array([-30.0, -1.0, 0.5, 30.0])
+  assert losses._divergence(batch, logits, logits) == 0
+  at = jax.grad(losses._divergence, argnums=(1, 2))(batch, logits, logits + 1)
+  assert (at[0] == 0).all()  # held constant
+  np.testing.assert_allclose(
+      at[1], jax.nn.sigmoid(logits + 1) - jax.nn.sigmoid(logits), atol=1e-7)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_reviews_without_a_label_are_left_out_of_the_cross_entropy(smoothing):
+  """As those that only fill a batch."""
+  with jax.enable_x64(True):
+    config, model, params, batch, keys = _problem(
+        adversarial_norm=0.7, label_smoothing=smoothing)
+    step = jax.jit(lambda batch: losses.loss_and_gradient(
+        config, model, params, batch, keys))
+    without = step(batch | {'labels': LABELS})
+    filling = step(batch | {
+        'labels': np.maximum(LABELS, 0),
+        'weights': np.where(LABELS < 0, 0, batch['weights'])})
+    assert without[2] == 5 and optax.tree.norm(without[3]) > 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+                 without, filling)
+    every = step(batch)
+    assert every[2] == 7 and abs(every[0] - without[0]) > 0.1
 
 
 def test_without_a_norm_it_is_the_plain_gradient():
   with jax.enable_x64(True):
     config, model, params, batch, keys = _problem(adversarial_norm=0.0,
                                                   label_smoothing=0.2)
-    loss, _, gradient = jax.jit(lambda p: losses.loss_and_gradient(
+    loss, _, _, gradient = jax.jit(lambda p: losses.loss_and_gradient(
         config, model, p, batch, keys))(params)
     want, plain = jax.jit(jax.value_and_grad(lambda p: _loss(
-        model, p, batch, keys, smoothing=0.2)))(params)
+        batch, _logits(model, p, batch, keys), 0.2)))(params)
     np.testing.assert_allclose(loss, want, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
                  gradient, plain)
+
+
+@pytest.mark.parametrize(('fields', 'passes'), [
+    ({'adversarial_norm': 0.0}, 1), ({}, 2),
+    ({'adversarial_norm': 0.0, 'entropy_weight': 1.0}, 1),
+    ({'adversarial_norm': 0.0, 'virtual_adversarial_norm': 1.0}, 3), (ALL, 4)])
+def test_a_term_that_is_off_takes_no_pass(fields, passes, monkeypatch):
+  with jax.enable_x64(True):
+    config, model, params, batch, keys = _problem(**fields)
+    made = []
+    apply = type(model).apply
+    monkeypatch.setattr(type(model), 'apply', lambda *args, **kwargs: (
+        made.append(None), apply(*args, **kwargs))[1])
+    jax.eval_shape(lambda p: losses.loss_and_gradient(
+        config, model, p, batch, keys), params)
+    assert len(made) == passes
 
 
 def test_what_is_added_has_its_norm_in_each_review():
@@ -131,12 +244,12 @@ def test_what_is_added_has_its_norm_in_each_review():
     _, model, params, batch, keys = _problem()
     rows, length = batch['ids'].shape
     none = jnp.zeros((length, rows, model.embedding_dim))
-    gradient = jax.jit(jax.grad(
-        lambda x: _loss(model, params, batch, keys, x)))(none)
-    change = np.asarray(losses._worst(gradient, batch['segments']))
+    gradient = jax.jit(jax.grad(lambda x: _loss(
+        batch, _logits(model, params, batch, keys, x))))(none)
+    change = np.asarray(losses._along({'x': gradient}, 0.5, batch)['x'])
     square_S = np.append((change ** 2).sum(axis=(0, 2)), 0)
     norms = np.sqrt(square_S[batch['segments']].sum(axis=1))
-    np.testing.assert_allclose(norms, batch['weights'], atol=1e-9)
+    np.testing.assert_allclose(norms, 0.5 * batch['weights'], atol=1e-9)
     # Padding, and places that no review has, are left as they are.
     outside = np.arange(length)[:, None] >= np.asarray(batch['lengths'])
     assert (change[outside] == 0).all()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_imdb.errors import UserError
 from flax_imdb.train.metrics import Metrics
 
 
@@ -19,6 +20,14 @@ def _numbers(metrics):
 
 def test_means_divide_by_the_weight():
   assert _step(1).means() == {'loss': 1.5, 'accuracy': 0.75, 'n': 4}
+
+
+def test_an_epoch_without_a_label_has_no_means():
+  step = _step(1, loss=0.0, correct=0.0, weight=0.0)
+  assert (step.skipped, step.bad_loss) == (0, 0)  # config.debug traps a NaN
+  with pytest.raises(UserError, match='no training review has a label'):
+    (Metrics.zero() + step).means()
+  assert (step + _step(2)).means() == {'loss': 1.5, 'accuracy': 0.75, 'n': 4}
 
 
 def test_steps_add_up():

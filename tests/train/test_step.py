@@ -11,10 +11,11 @@ import pytest
 from flax_imdb.cluster import devices
 from flax_imdb.config import check_fields, load_config, override
 from flax_imdb.data.batches import TrainBatches, pad
-from flax_imdb.data.reading import Reading
+from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.model import classifier
 from flax_imdb.model.classifier import params_sha256
+from flax_imdb.train.losses import loss_and_gradient
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import init_state, make_train_step
 
@@ -138,6 +139,47 @@ def test_two_devices_equal_one_whole_batch():
     copies = [np.asarray(shard.data) for shard in x.addressable_shards]
     assert len(copies) == 2
     np.testing.assert_array_equal(*copies)
+
+
+def test_two_devices_equal_one_in_every_term_of_the_loss():
+  """With segments, dropout, and reviews that have no label."""
+  config = load_config('configs/default.py')
+  for field, value in {
+      'optimizer': 'sgd', 'schedule': 'constant', 'warmup_epochs': 0,
+      'clip_norm': 0, 'learning_rate': 1, 'virtual_adversarial_norm': 0.5,
+      'entropy_weight': 0.5, 'global_batch_size': 8, 'model.inputs': 'words',
+      'data.vocab_size': 100, 'data.max_length': 12, 'data.segment_length': 5,
+      'model.embedding_dim': 4, 'model.width': 4}.items():
+    override(config, field, str(value))
+  check_fields(config)
+  model = classifier.build_model(config)
+  optimizer = build_optimizer(config, 2)
+  before = devices.to_host(init_state(config, model, optimizer))
+  before.params['embed']['embedding'] *= 20  # as of trained ones
+
+  def batch(shares):
+    batch = TrainBatches(
+        _reviews(7), 0, 8, Reading.of(config.data),
+        Share(shares, slice(0, shares)))(0)
+    return batch | {'labels': np.where(
+        batch['places'] < 3, -1, batch['labels']).astype(np.float32)}
+  whole = batch(1)
+  loss, correct, labelled, gradient = jax.jit(
+      lambda params, batch: loss_and_gradient(
+          config, model, params, batch, classifier.dropout_keys(
+              0, 0, batch['places'])))(before.params, whole)
+  assert (whole['ids'] != batch(2)['ids']).any() and labelled == 4
+
+  state, sums = make_train_step(config, model, optimizer, 2)(
+      devices.replicate(before), devices.shard(batch(2)))
+  sums = devices.to_host(sums)
+  assert (sums.weight, sums.correct) == (labelled, correct)
+  np.testing.assert_allclose(sums.loss, loss, rtol=1e-5)
+  # The gradient is that of the mean over all seven.
+  assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(gradient))
+  jax.tree.map(
+      lambda a, g, b: np.testing.assert_allclose(a - b, g / 7, atol=1e-5),
+      before.params, gradient, devices.to_host(state.params))
 
 
 def test_sums_start_anew_with_each_epoch():
