@@ -112,16 +112,14 @@ class Tuning:
 
     waiting = {
         trial.user_attrs['directory'] for trial in self._trials('WAITING')}
-    own = {field: operator.attrgetter(field)(self.config)
-           for field in self.space}
     if not self.study.trials:
+      own = {field: operator.attrgetter(field)(self.config)
+             for field in self.space}
       self.study.enqueue_trial(own, {'directory': _FIRST})
     for trial in self._trials('RUNNING'):
       directory = trial.user_attrs.get('directory')
       if directory and directory not in waiting:
-        self.study.enqueue_trial(
-            own if directory == _FIRST else trial.params,
-            {'directory': directory})
+        self.study.enqueue_trial(trial.params, {'directory': directory})
       self.study.tell(trial.number, state=TrialState.FAIL)
 
   def _trials(self, state: str) -> list['optuna.trial.FrozenTrial']:

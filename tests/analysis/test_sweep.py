@@ -95,6 +95,9 @@ def test_finished_runs_are_read_and_others_trained(tmp_path, played):
   assert again.split('Validation')[1] == first.split('Validation')[1]
   wider = finished(run_here(*_sweep(tmp_path), *RATES, '--seeds=3'))
   assert '6 runs, 4 of them finished before' in wider
+  changed = finished(run_here(
+      *argv, '--config.show_examples=1', '--seeds=1'))
+  assert '2 runs, 0 of them' in changed  # those that finished were others
 
 
 def test_another_config_in_the_directory_is_refused(tmp_path, played):
@@ -161,8 +164,8 @@ def test_a_real_run_directory_is_read_and_no_device_looked_for(
 @pytest.mark.slow
 def test_a_stopped_sweep_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
   """Real runs: one is stopped while it trains; it has long epochs."""
-  argv = _sweep(
-      tmp_path, '--set', 'model.width=8,4', '--config.num_epochs=9')
+  longer = ['--config.num_epochs=9', '--config.data.max_length=20']
+  argv = _sweep(tmp_path, '--set', 'model.width=8,4', *longer)
   with subprocess.Popen(
       [sys.executable, '-m', 'flax_imdb.main', *argv], cwd=ROOT, env=environ(),
       text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -178,8 +181,8 @@ def test_a_stopped_sweep_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
   output = finished(run_main(*argv))
   assert '4 runs, 1 of them finished before' in output
   assert 'resuming from step' in log.read_text()
-  finished(run_main(*TINY, '--config.num_epochs=9', '--config.seed=1',
-                    f'--workdir={tmp_path}/alone'))
+  finished(run_main(
+      *TINY, *longer, '--config.seed=1', f'--workdir={tmp_path}/alone'))
   one, alone = (json.loads((path / 'summary.json').read_text())
                 for path in (log.parent, tmp_path / 'alone'))
   assert one['params_sha256'] == alone['params_sha256']

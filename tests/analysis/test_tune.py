@@ -35,7 +35,7 @@ def two_fields(monkeypatch):
 
 def _tune(tmp_path, minutes, *argv):
   return [*TINY, '--mode=tune', f'--workdir={tmp_path}/runs',
-          f'--minutes={minutes}', '--config.learning_rate=0.05', *argv]
+          f'--minutes={minutes}', '--config.learning_rate=0.0512345', *argv]
 
 
 def _starts(run):
@@ -103,6 +103,10 @@ def test_no_trial_begins_that_could_not_end_in_time(
   assert _names(tmp_path / 'runs') == ['trial_0']
   finished(run_here(*_tune(tmp_path, 2.9)))
   assert _names(tmp_path / 'runs') == ['trial_0', 'trial_1']
+  finished(run_here(*_tune(tmp_path, 3)))
+  rates = {read_config(path / 'config.json').learning_rate
+           for path in tmp_path.glob('runs/trial_*')}
+  assert len(rates) == 3  # a start draws anew
 
 
 def test_the_time_left_bounds_the_epochs_of_a_trial(tmp_path, played, clock):

@@ -34,7 +34,8 @@ def main(argv):
   print(f'begins with {os.environ.get("JAX_NUM_CPU_DEVICES")} devices',
         flush=True)
   if (workdir / 'config.json').exists():
-    assert not differences(read_config(workdir / 'config.json'), config)
+    changed = differences(read_config(workdir / 'config.json'), config)
+    assert set(changed) <= {'show_examples'}, changed
   write_config(config, workdir / 'config.json')
   (workdir / 'checkpoints').mkdir(exist_ok=True)
   (workdir / 'checkpoints' / 'saved').touch()
