@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   config.data.validation_by = 'groups'  # that share names
   config.data.max_length = 1000  # tokens of a review, read in one
   config.data.bucket_width = 200  # tokens; five widths to compile
-  config.model.embedding_dim = 256  # theirs are 300: two lanes of a TPU, not 2.3
+  config.model.embedding_dim = 256  # theirs are 300: 2.3 times a TPU's lanes
   config.model.width = 512  # units a direction
   config.model.pooling = 'max'  # of the states
   config.model.hidden_dim = 0  # the logit is of the pooled states

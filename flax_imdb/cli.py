@@ -14,7 +14,11 @@ from flax_imdb.storage import files
 
 # Flags that only some modes take.
 _MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
-          'input': ('predict',), 'json': ('predict',), 'format': ('export',)}
+          'input': ('predict',), 'json': ('predict',), 'format': ('export',),
+          'seeds': ('sweep',), 'set': ('sweep',), 'jobs': ('sweep',),
+          'minutes': ('tune',)}
+# Modes that are no run themselves, but start some.
+PARENTS = ('sweep', 'tune')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,12 +49,16 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
     override(config, field, value)
   check_fields(config)
   other = [word for word in rest if not word.startswith('--config.debug=')]
-  if other and args.mode not in ('train', 'prepare', 'compile'):
+  if other and args.mode not in ('train', 'prepare', 'compile', *PARENTS):
     raise UserError(f'{other[0]}: --mode={args.mode} takes the config of the '
                     'run directory, but for --config.debug')
   args.debug = config.debug if len(rest) > len(other) else None
-  args.workdir = files.absolute(
-      args.workdir or f'runs/{pathlib.Path(args.config).stem}')
+  name = pathlib.Path(args.config).stem
+  args.workdir = files.absolute(args.workdir or (
+      f'runs/{name}_{args.mode}' if args.mode in PARENTS else f'runs/{name}'))
+  if args.mode in PARENTS and '://' in args.workdir:
+    raise UserError(f'--mode={args.mode} keeps its runs on a disk: give '
+                    f'another --workdir than {args.workdir}')
   _check_utf8([*argv, args.workdir, *(os.environ.get(name, '') for name in (
       'HOME', 'XDG_CACHE_HOME', 'TFDS_DATA_DIR'))])
   return args, config
@@ -65,12 +73,16 @@ def _flags() -> _Parser:
       'status: ' + '; '.join(f'{n}, {what}' for n, what in STATUSES.items()))
   add = parser.add_argument
   add('--mode', default='train', choices=[
-      'train', 'eval', 'predict', 'report', 'export', 'compile', 'prepare'],
+      'train', 'eval', 'predict', 'report', 'export', 'compile', 'prepare',
+      'sweep', 'tune'],
       help='train or resume; evaluate, predict with, report on or export a run '
-      'directory; compile for other devices; or only prepare the data')
+      'directory; compile for other devices; only prepare the data; or train '
+      'many, to compare values of fields or to find better ones, which looks '
+      'at validation alone, never at test')
   add('--config', default='configs/default.py', metavar='FILE')
   add('--workdir', metavar='DIR',
-      help='run directory; default: runs/ and the name of the config file')
+      help='run directory; default: runs/ and the name of the config file; '
+      'sweep, tune: what holds theirs; default: with _sweep or _tune behind')
   add('--step', metavar='N',
       help='eval, predict, export: best, latest or a number; default: what the '
       'run itself evaluated at its end')
@@ -84,6 +96,16 @@ def _flags() -> _Parser:
   add('--topology', metavar='NAME',
       help='compile: the devices, which need not be there, such as v5e:2x2 or '
       'cuda:h100x8')
+  add('--set', action='append', default=[], metavar='FIELD=VALUE,VALUE',
+      help='sweep: values of a field, such as model.width=32,64; given for '
+      'several fields, each combination; not given, only seeds')
+  add('--seeds', type=int, default=5, metavar='N',
+      help='sweep: runs a combination, with config.seed and those after it; '
+      'default: 5')
+  add('--jobs', type=int, default=1, metavar='N',
+      help='sweep: runs at a time, which share the cores, or have a GPU each')
+  add('--minutes', type=float, metavar='N',
+      help='tune: how long it may take in all, over all starts')
   add('--coordinator_address', metavar='HOST:PORT',
       help='train, eval in several processes: where process 0 listens; not '
       'needed on SLURM and Cloud TPU')
@@ -104,6 +126,13 @@ def _check_mode(args: argparse.Namespace, parser: _Parser) -> None:
   if (args.mode == 'compile') != (args.topology is not None):
     raise UserError('--mode=compile and --topology=NAME, such as v5e:2x2, go '
                     'together: give both or neither')
+  if (args.mode == 'tune') != (args.minutes is not None):
+    raise UserError('--mode=tune needs --minutes=N, such as 30')
+  if args.minutes is not None and not 0 < args.minutes < float('inf'):
+    raise UserError(f'--minutes={args.minutes}: must be finite, and over 0')
+  for flag in ('seeds', 'jobs'):
+    if getattr(args, flag) < 1:
+      raise UserError(f'--{flag}={getattr(args, flag)}: must be at least 1')
   discovery.check_flags(
       args.coordinator_address, args.num_processes, args.process_id)
   if args.num_processes is not None and args.mode not in ('train', 'eval'):

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import subprocess
 
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
@@ -165,6 +166,46 @@ def configure(global_batch_size: int) -> None:
   env.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
   env.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's C++ log: errors only
   _keep_freed_memory()
+
+
+def shares(jobs: int, global_batch_size: int) -> list[dict[str, str]]:
+  """Variables of each of so many runs at once: a GPU, or a share of the cores.
+
+  One run has all, and so are no variables set. Raises UserError where there
+  are fewer GPUs or cores; a TPU, too, takes one run at a time.
+  """
+  if jobs == 1:
+    return [{}]
+  if (os.environ.get('JAX_PLATFORMS') != 'cpu'
+      and any(map(importlib.util.find_spec, _ACCELERATORS))):
+    gpus = _gpus()
+    if len(gpus) < jobs:
+      raise UserError(
+          f'--jobs={jobs}: each run takes a GPU, and there are {len(gpus)}: '
+          f'give --jobs={len(gpus) or 1}, or set JAX_PLATFORMS=cpu')
+    return [{'CUDA_VISIBLE_DEVICES': gpu} for gpu in gpus[:jobs]]
+  if jobs > (cores := _cores()):
+    raise UserError(f'--jobs={jobs}: there are {cores} cores: give '
+                    f'--jobs={cores}, or fewer with several each')
+  devices = _cpu_devices(global_batch_size, cores // jobs)
+  given = os.environ.get('JAX_NUM_CPU_DEVICES') or (
+      'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''))
+  share = {} if given else {'JAX_NUM_CPU_DEVICES': str(devices)}
+  return [share] * jobs
+
+
+def _gpus() -> list[str]:
+  """The GPUs that jax may use, as CUDA_VISIBLE_DEVICES names them."""
+  given = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if given is not None:
+    return [gpu for gpu in given.split(',') if gpu]
+  try:
+    process = subprocess.run(
+        ['nvidia-smi', '--query-gpu=uuid', '--format=csv,noheader'],
+        capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):  # no driver: no GPU
+    return []
+  return process.stdout.split()
 
 
 def _keep_freed_memory() -> None:

@@ -26,6 +26,14 @@ class TransientError(Exception):
   status = 69  # EX_UNAVAILABLE of sysexits.h
 
 
+class ChildError(Exception):
+  """A run that another process trained failed; `status` is what that gave."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status
+
+
 class Preempted(Exception):
   """A run that was asked to stop, and has saved what it had."""
   status = 75  # EX_TEMPFAIL of sysexits.h

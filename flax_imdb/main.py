@@ -14,7 +14,12 @@ try:
   from flax_imdb import __version__, cli, environment
   from flax_imdb.cluster import processes
   from flax_imdb.config import differences, packaged, read_config
-  from flax_imdb.errors import Preempted, TransientError, UserError
+  from flax_imdb.errors import (
+    ChildError,
+    Preempted,
+    TransientError,
+    UserError,
+  )
   from flax_imdb.storage import bucket, files
   from flax_imdb.terminal import Terminal, quiet_libraries
 except ModuleNotFoundError as e:
@@ -44,7 +49,7 @@ def main(argv: list[str]) -> int:
       sys.stdout.flush()
     processes.shut_down()
     return 0
-  except (UserError, FloatingPointError, TransientError) as e:
+  except (UserError, FloatingPointError, TransientError, ChildError) as e:
     if debug and processes.count() == 1:
       raise
     return _fail(str(e), getattr(e, 'status', 1))
@@ -78,13 +83,19 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
       config.debug = config.debug if args.debug is None else args.debug
   several = args.mode in ('train', 'eval')
   count = args.num_processes or several and environment.slurm_tasks() or 1
-  environment.configure(config.global_batch_size // count)
+  if args.mode not in cli.PARENTS:  # whose runs would inherit it
+    environment.configure(config.global_batch_size // count)
   quiet_libraries()
   try:
     import jax  # only now: it reads the environment when it starts
   except ValueError as e:
     raise UserError(f'jax cannot start ({e}): correct or unset what is wrong '
                     'of the JAX_ variables in the environment') from e
+  if args.mode in cli.PARENTS:  # whose runs need the devices themselves
+    if (environment.slurm_tasks() or 1) > 1:
+      raise UserError(f'--mode={args.mode} runs in one process: start it with '
+                      'srun --ntasks=1')
+    return
 
   if several:
     processes.initialize(
@@ -146,6 +157,13 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
   elif args.mode == 'compile':
     from flax_imdb.analysis import ahead_of_time
     ahead_of_time.compile_for(config, args.topology, announce)
+  elif args.mode == 'sweep':
+    from flax_imdb.analysis import sweep
+    sweep.sweep(config, args.config, args.workdir, args.set, args.seeds,
+                args.jobs, announce)
+  elif args.mode == 'tune':
+    from flax_imdb.analysis import tune
+    tune.tune(config, args.config, args.workdir, args.minutes, announce)
   else:
     from flax_imdb.data import reviews
     tokenizer = reviews.training_tokenizer(config, announce)

@@ -404,3 +404,42 @@ def test_scratch_memory_is_not_asked_for_anew_each_time():
   if faults('leave') > 1000:  # unless the kernel gives huge pages
     # The user's own settings of malloc win.
     assert faults('keep', MALLOC_ARENA_TEST='8') > 1000
+
+
+def test_several_runs_share_the_cores_unless_the_user_says_else(
+    env, monkeypatch):
+  _cores(monkeypatch, 6)
+  assert environment.shares(1, 64) == [{}]
+  assert environment.shares(3, 64) == 3 * [{'JAX_NUM_CPU_DEVICES': '2'}]
+  assert environment.shares(6, 64) == 6 * [{'JAX_NUM_CPU_DEVICES': '1'}]
+  with pytest.raises(UserError, match='--jobs=7: there are 6 cores'):
+    environment.shares(7, 64)
+  env['JAX_NUM_CPU_DEVICES'] = '4'
+  assert environment.shares(2, 64) == [{}, {}]
+
+
+def test_several_runs_have_a_gpu_each(env, monkeypatch, tmp_path):
+  monkeypatch.setattr(importlib.util, 'find_spec',
+                      lambda name: name == 'jax_cuda12_plugin' or None)
+  del env['JAX_PLATFORMS']
+  env['CUDA_VISIBLE_DEVICES'] = '4,6,7'
+  assert environment.shares(2, 64) == [
+      {'CUDA_VISIBLE_DEVICES': '4'}, {'CUDA_VISIBLE_DEVICES': '6'}]
+  with pytest.raises(UserError, match='a GPU, and there are 3: give --jobs=3'):
+    environment.shares(4, 64)
+  del env['CUDA_VISIBLE_DEVICES']
+  env['PATH'] = str(tmp_path)  # a driver's program is not there, then it is
+  with pytest.raises(UserError, match='there are 0: give --jobs=1, or set JAX'):
+    environment.shares(2, 64)
+  (tmp_path / 'nvidia-smi').write_text('#!/bin/sh\necho GPU-a; echo GPU-b\n')
+  (tmp_path / 'nvidia-smi').chmod(0o755)
+  assert environment.shares(2, 64) == [
+      {'CUDA_VISIBLE_DEVICES': 'GPU-a'}, {'CUDA_VISIBLE_DEVICES': 'GPU-b'}]
+
+
+@pytest.mark.parametrize('argv', [
+    ['--mode=sweep'], ['--mode=tune', '--minutes=1']])
+def test_a_sweep_is_not_started_by_several_tasks(env, capsys, argv):
+  env |= {'SLURM_STEP_NODELIST': 'a', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '2'}
+  assert main.main(argv) == 2
+  assert 'runs in one process: start it with srun' in capsys.readouterr().err

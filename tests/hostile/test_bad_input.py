@@ -153,6 +153,46 @@ FLAGS = {
     'input to eval': (
         ['--mode=eval', '--input=x'], '--input is for --mode=predict, not'),
     'json to eval': (['--mode=eval', '--json'], '--json is for --mode=predict'),
+    'values to train': (
+        ['--set', 'model.width=1,2'], '--set is for --mode=sweep, not for'),
+    'seeds to tune': (
+        ['--mode=tune', '--minutes=1', '--seeds=2'], '--seeds is for .*=sweep'),
+    'jobs to eval': (['--mode=eval', '--jobs=2'], '--jobs is for --mode=sweep'),
+    'minutes to train': (['--minutes=1'], '--minutes is for --mode=tune, not'),
+    'no minutes to tune': (['--mode=tune'], 'tune needs --minutes=N, such as'),
+    'minutes of no number': (
+        ['--mode=tune', '--minutes=nan'], 'must be finite, and over 0'),
+    'no seeds': (['--mode=sweep', '--seeds=0'], '--seeds=0: must be at least'),
+    'no jobs': (['--mode=sweep', '--jobs=0'], '--jobs=0: must be at least 1'),
+    'more jobs than cores': (
+        ['--mode=sweep', '--jobs=99999'], '--jobs=99999: there are .* cores'),
+    'values of no field': (
+        ['--mode=sweep', '--set', 'model.widht=1'], 'widht is not a field'),
+    'no values': (
+        ['--mode=sweep', '--set', 'model.width'],
+        '--set model.width: write it as --set FIELD=VALUE,VALUE'),
+    'a value of the wrong type, the last': (
+        ['--mode=sweep', '--set', 'model.width=8,many'],
+        r'config\.model\.width=many: give a whole number'),
+    'a value out of range, the last': (
+        ['--mode=sweep', '--set', 'model.width=8,0'], 'finite, at least 1'),
+    'a value twice': (
+        ['--mode=sweep', '--set', 'learning_rate=1e-3,0.001'],
+        '--set gives learning_rate=0.001 twice'),
+    'a field twice': (
+        ['--mode=sweep', '--set', 'model.width=1', '--set', 'model.width=2'],
+        '--set model.width is given twice: give all values in one'),
+    'values for seeds': (
+        ['--mode=sweep', '--set', 'seed=1,2'], 'leave it out; --seeds=N takes'),
+    'a sweep without validation': (
+        ['--mode=sweep', '--set', 'data.validation_fraction=0.1,0'],
+        'validation_fraction=0 leaves nothing to choose by'),
+    'a sweep of seeds beyond 32 bits': (
+        ['--mode=sweep', f'--config.seed={(1 << 32) - 1}'], 'be under 42949'),
+    'a sweep in a run directory': (
+        ['--mode=sweep', '--workdir={run}'], 'is itself a run directory: give'),
+    'a sweep in a bucket': (
+        ['--mode=sweep', '--workdir=gs://bucket/sweep'], 'on a disk: give'),
     'some of three': (
         ['--coordinator_address=localhost:8476'],
         'also need --num_processes and --process_id'),
