@@ -82,7 +82,7 @@ _FIELDS = {
     'data.word_index': _TEXT,
     'data.bigrams': _Field(int, least=1, most=1 << 24),
     'data.log_odds_order': _Field(int, least=1, most=3),
-    'data.log_odds_ngrams': _Field(int, least=1, most=1 << 24),
+    'data.log_odds_ngrams': _Field(int, least=1, most=1 << 22),  # 2 GB to count
     'model.inputs': _TEXT,  # words, and what is joined to it by +
     'model.members': _Field(int, least=1, most=100),
     'model.linear_weight': _Field(float, least=0, most=1e6),
