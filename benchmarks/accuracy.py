@@ -2,13 +2,16 @@
 
   pip install -e '.[bench]'
   python benchmarks/accuracy.py --config=default --config=words --seeds=5
+  python benchmarks/accuracy.py --config=semi --workdir=runs/accuracy
   python benchmarks/accuracy.py --linear --json=accuracy.json
   python benchmarks/accuracy.py --linear --config.data.train_split='train[:99]'
 
 trains each config from its own command line, once for each seed, and reads what
 the run says of itself: a row is the mean over the seeds on the official 25,000
-test reviews, its standard error, the lowest and the highest, and the median of
-the seconds of training, validation included. Linear models are logistic
+test reviews, its standard error, the lowest and the highest, the mean on
+validation and of the expected calibration error on test, and the median of the
+seconds of training, that of teachers and validation included. In a workdir the
+runs are kept, and those that have finished are not run again. Linear models are logistic
 regression on the presence of 1- and 2-grams, weighted by their log-count ratio
 (Wang & Manning 2012), and on their tf-idf, trained on the same reviews, with
 the strength chosen on the same validation part. IMDB is read from
@@ -36,16 +39,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of scikit-learn
 
 
-def run(config: str, seed: int, others: list[str]) -> dict[str, Any]:
-  """The summary of one training run in a directory that is then removed."""
-  with tempfile.TemporaryDirectory(prefix='accuracy_') as folder:
+def run(config: str, seed: int, folder: pathlib.Path,
+        others: list[str]) -> dict[str, Any]:
+  """The summary of one training run below a folder, with all its seconds."""
+  workdir = folder / f'{config}_{seed}'
+  if not (workdir / 'summary.json').exists():
     subprocess.run(
         [sys.executable, '-m', 'flax_imdb.main',
          f'--config=configs/{config}.py', f'--config.seed={seed}',
-         f'--workdir={folder}/run', *others],
+         f'--workdir={workdir}', *others],
         check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    summary = pathlib.Path(folder, 'run', 'summary.json').read_text()
-  return json.loads(summary)
+  summary = json.loads((workdir / 'summary.json').read_text())
+  summary['seconds'] = sum(json.loads(path.read_text())['seconds'] for path in
+                           workdir.rglob('summary.json'))  # teachers' are inside
+  return summary
 
 
 def row(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -58,6 +65,9 @@ def row(name: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
       'validation': statistics.mean(
           summary.get('validation', summary['test'])['accuracy']
           for summary in summaries),
+      'calibration_error': statistics.mean(
+          summary['calibration']['test']['ece'] if 'calibration' in summary
+          else math.nan for summary in summaries),
       'seconds': statistics.median(
           summary['seconds'] for summary in summaries)}
 
@@ -102,7 +112,8 @@ def linear(others: list[str]) -> Iterator[dict[str, Any]]:
     accuracy = models[best].score(weigh('test'), labels['test'])
     yield {'name': ' '.join([f'{name}, C = {STRENGTHS[best]:g}', *others]),
            'test': accuracy, 'each': [accuracy], 'standard_error': math.nan,
-           'validation': scores[best], 'seconds': math.nan}
+           'validation': scores[best], 'calibration_error': math.nan,
+           'seconds': math.nan}
 
 
 def main() -> None:
@@ -113,20 +124,25 @@ def main() -> None:
   parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--linear', action='store_true')
   parser.add_argument('--json', help='a file for all numbers')
+  parser.add_argument('--workdir', type=pathlib.Path, help='keeps the runs')
   args, others = parser.parse_known_args()
   rows = []
+  temporary = tempfile.TemporaryDirectory(prefix='accuracy_')
+  folder = (args.workdir or pathlib.Path(temporary.name)).absolute()
   def rows_found() -> Iterator[dict[str, Any]]:
     yield from linear(others) if args.linear else ()
     for config in args.config:
       yield row(' '.join([config, *others]), [
-          run(config, seed, others) for seed in range(args.seeds)])
-  print('| | test | standard error | lowest, highest | validation | seconds |')
-  print('|---|---|---|---|---|---|')
+          run(config, seed, folder, others) for seed in range(args.seeds)])
+  print('| | test | standard error | lowest, highest | validation '
+        '| calibration error | seconds |')
+  print('|---|---|---|---|---|---|---|')
   for found in rows_found():
     rows.append(found)
     print('| {name} | {test:.4f} | {standard_error:.4f} | '.format(**found)
           + f'{min(found["each"]):.4f}, {max(found["each"]):.4f} | '
-          + '{validation:.4f} | {seconds:.0f} |'.format(**found), flush=True)
+          + '{validation:.4f} | {calibration_error:.4f} | '
+          '{seconds:.0f} |'.format(**found), flush=True)
     if args.json:
       pathlib.Path(args.json).write_text(json.dumps(rows, indent=2) + '\n')
 

@@ -11,7 +11,7 @@ from flax_imdb.config import packaged
 def get_config() -> ConfigDict:
   """configs/default.py, of which three predict with a linear model."""
   config = packaged('default')
-  config.data.validation_fraction = 0.05  # of 25,000 reviews: more to learn from
+  config.data.validation_fraction = 0.05  # of the training split
   config.model.inputs = 'words+bigrams+log_odds+linear'  # see data/linear.py
   config.model.members = 3  # LSTMs side by side, of which the mean predicts
   return config
