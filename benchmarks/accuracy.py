@@ -11,10 +11,10 @@ the run says of itself: a row is the mean over the seeds on the official 25,000
 test reviews, its standard error, the lowest and the highest, the mean on
 validation and of the expected calibration error on test, and the median of the
 seconds of training, that of teachers and validation included. In a workdir the
-runs are kept, and those that have finished are not run again. Linear models are logistic
-regression on the presence of 1- and 2-grams, weighted by their log-count ratio
-(Wang & Manning 2012), and on their tf-idf, trained on the same reviews, with
-the strength chosen on the same validation part. IMDB is read from
+runs are kept, and those that have finished are not run again. Linear models are
+logistic regression on the presence of 1- and 2-grams, weighted by their
+log-count ratio (Wang & Manning 2012), and on their tf-idf, trained on the same
+reviews, with the strength chosen on the same validation part. IMDB is read from
 TFDS_DATA_DIR. The hyper-parameters of the configs were chosen on validation;
 nothing is chosen by what is printed here.
 """
@@ -50,8 +50,9 @@ def run(config: str, seed: int, folder: pathlib.Path,
          f'--workdir={workdir}', *others],
         check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
   summary = json.loads((workdir / 'summary.json').read_text())
-  summary['seconds'] = sum(json.loads(path.read_text())['seconds'] for path in
-                           workdir.rglob('summary.json'))  # teachers' are inside
+  summary['seconds'] = sum(  # teachers are inside
+      json.loads(path.read_text())['seconds']
+      for path in workdir.rglob('summary.json'))
   return summary
 
 

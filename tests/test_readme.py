@@ -31,6 +31,11 @@ def _program(command):
   return re.sub(r'^pip install \S+( \S+)? && ', '', command)
 
 
+# Trains for many minutes; smaller ones of the kind run in tests/analysis and
+# tests/train/test_selftrain.py.
+LONG = re.compile(r'--mode=(sweep|tune)|configs/(best|semi)\.py|/tuned\.py')
+
+
 def _needs_imdb(command):
   """True where a command works on IMDB or on a run that was trained on it."""
   return 'quickstart' not in command
@@ -71,7 +76,8 @@ def printed():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'command', [c for c in COMMANDS
-                if 'flax_imdb.main' in c or 'examples/' in c])
+                if ('flax_imdb.main' in c or 'examples/' in c)
+                and not LONG.search(c)])
 def test_command(command, home, printed):
   command = _program(command)
   if _needs_imdb(command) and not HAS_IMDB:
