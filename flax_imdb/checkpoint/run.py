@@ -1,6 +1,7 @@
 """A run directory: what it holds, and how it is opened again.
 
-config.json  tokenizer.json  ngrams.npz  checkpoints/  damaged/  metrics.jsonl
+config.json  tokenizer.json  ngrams.npz  pseudo_labels.npz  teacher/
+checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  calibration.json  summary.json  export/  report/
 
 calibration.json holds a step and a temperature: the logits of that step's
@@ -66,7 +67,8 @@ def locked(workdir: str, announce: Callable[[str], None]) -> Iterator[None]:
     if why_none:
       announce(f'{workdir} cannot be locked ({why_none}): see that no other '
                'process trains there')
-    for names in '*.json*', 'ngrams.npz':  # none of these is being written
+    # None of these is being written.
+    for names in '*.json*', 'ngrams.npz', 'pseudo_labels.npz':
       files.remove_leftovers(path, names)
     yield
 

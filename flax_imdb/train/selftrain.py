@@ -36,8 +36,11 @@ def train(config: ConfigDict, workdir: str,
   is kept in the student's as `pseudo_labels.npz`.
   """
   if config.self_training_rounds:
-    run.check_directory(workdir, config)
-    if not (files.as_path(workdir) / 'pseudo_labels.npz').exists():
+    with run.locked(workdir, terminal.announce):
+      run.check_directory(workdir, config)
+    # As the first process sees it: another may look when it has just written.
+    taught = (files.as_path(workdir) / 'pseudo_labels.npz').exists()
+    if processes.gather(str(taught))[0] == str(False):
       _teach(config, workdir, terminal)
   return loop.train(config, workdir, terminal)
 
@@ -74,6 +77,7 @@ def _teach(config: ConfigDict, workdir: str, terminal: Terminal) -> None:
                      pseudo_labels.source(config), about),
         files.as_path(workdir) / 'pseudo_labels.npz')
   processes.report_alive('save')
+  processes.gather('saved')  # none reads before it is
 
 
 def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[

@@ -14,6 +14,7 @@ import time
 
 import pytest
 from support.command import (
+  EVERY_INPUT,
   ROOT,
   TINY,
   environ,
@@ -103,6 +104,19 @@ def test_two_processes_give_the_bits_of_two_devices(trained, tmp_path):
   assert names == {re.sub(r'\d+\.vm.*|\d+\..*', '', p.name)
                    for p in trained[0].iterdir()}
   assert len(list(tmp_path.glob('events*'))) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_teach_themselves_as_one_does(tmp_path):
+  flags = (*EVERY_INPUT, '--config.num_epochs=1',
+           '--config.data.unlabelled_split=train[500:600]',
+           '--config.self_training_rounds=1')
+  finished(run_here(*flags, f'--workdir={tmp_path}/one'))
+  status, _, err = _ends(_launch(2, 1, *flags, f'--workdir={tmp_path}/two'))
+  assert status == 0, err
+  for run in ('one', 'two'):
+    assert (tmp_path / run / 'teacher' / 'summary.json').exists()
+  _assert_same(tmp_path / 'two', tmp_path / 'one')
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_the_labels_are_what_predict_says(student):
       rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_student_learns_from_the_labels(student, tmp_path):
   """With other labels it is another one."""
   workdir, _ = student
@@ -113,8 +114,10 @@ class _Interrupting(Terminal):
 
 
 @pytest.mark.parametrize('text', [
-    'first step done', 'evaluated', '{workdir}/teacher labels', '13 steps'],
-    ids=['teacher', 'end of teacher', 'labels', 'student'])
+    'first step done', '{workdir}/teacher labels',
+    pytest.param('evaluated', marks=pytest.mark.slow),
+    pytest.param('13 steps', marks=pytest.mark.slow)],
+    ids=['teacher', 'labels', 'end of teacher', 'student'])
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     text, student, tmp_path):
   workdir = str(tmp_path / 'run')
