@@ -4,9 +4,9 @@ python -m flax_imdb.main --config=configs/record.py
 
 was never run as it stands: there was no accelerator. So there is no time and no
 accuracy to expect here; Sachan, Zaheer & Salakhutdinov 2019 report 0.957 on
-test. What was done instead: its
-step was compiled for four chips of a TPU v5e (--mode=compile), of whose 16 GiB
-each it takes 2.5, and ten steps of 8 reviews of 200 tokens were run on a CPU.
+test. What was done instead: its step was compiled for four chips of a TPU v5e
+(--mode=compile), of whose 16 GiB each it takes 2.5, and ten steps of 8 reviews
+of 200 tokens, all with labels, were run on a CPU.
 
 It is their recipe as far as there are fields. They begin with word vectors that
 were learned before, on whose scale a norm of 5 is small. The embeddings here
