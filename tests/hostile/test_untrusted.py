@@ -84,11 +84,14 @@ def refused(read, *args, names=''):
 
 @pytest.mark.parametrize('file', SOURCES, ids=lambda file: file.stem)
 def test_no_module_can_execute_a_file(file):
+  # Sweeps start the program itself, and count GPUs by nvidia-smi.
+  starts = {'subprocess'} if file.stem in ('children', 'environment') else set()
   for node in ast.walk(ast.parse(file.read_text('utf-8'))):
     if isinstance(node, ast.Import | ast.ImportFrom):
       names = {getattr(node, 'module', '') or ''} | {
           alias.name for alias in node.names}
-      assert not {name.split('.')[0] for name in names} & EXECUTE, node.lineno
+      assert not {name.split('.')[0] for name in names} & (
+          EXECUTE - starts), node.lineno
     if isinstance(node, ast.Call):
       name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
       assert name not in CALLS - {'compile'} or name == 'exec_module'
