@@ -108,8 +108,7 @@ def test_two_processes_give_the_bits_of_two_devices(trained, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_teach_themselves_as_one_does(tmp_path):
-  flags = (*EVERY_INPUT, '--config.num_epochs=1',
-           '--config.data.unlabelled_split=train[500:600]',
+  flags = (*EVERY_INPUT, '--config.data.unlabelled_split=train[500:600]',
            '--config.self_training_rounds=1')
   finished(run_here(*flags, f'--workdir={tmp_path}/one'))
   status, _, err = _ends(_launch(2, 1, *flags, f'--workdir={tmp_path}/two'))
