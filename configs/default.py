@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
   config.global_batch_size = 64  # reviews a step, over all devices
   config.show_examples = 0  # short test reviews to print with their predictions
   config.init_from = ''  # begin with a run directory's or Keras file's weights
+  config.objective = 'label'  # or language_model: pretrain, for init_from
   config.debug = False  # no jit, stop at the first NaN, show tracebacks
 
   # Optimizer

@@ -46,6 +46,7 @@ _FIELDS = {
     'show_examples': _Field(int, least=0, most=1_000_000),
     'init_from': _TEXT,
     'debug': _BOOL,
+    'objective': _Field(str, ('label', 'language_model')),
     'optimizer': _Field(str, ('rmsprop', 'adam', 'adamw', 'sgd')),
     'adam_epsilon': _Field(float, least=0, most=1),
     'learning_rate': _Field(float, least=0, most=1e38),  # of float32
@@ -108,7 +109,7 @@ _ADDED = {
     'data.word_index': '', 'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0,
     'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
     'virtual_adversarial_norm': 0.0, 'virtual_adversarial_weight': 1.0,
-    'entropy_weight': 0.0,
+    'entropy_weight': 0.0, 'objective': 'label',
     'data.validation_by': 'rows',
     'data.punctuation': False, 'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,
@@ -219,11 +220,13 @@ def check_fields(config: ConfigDict) -> None:
         'unsupervised')
   if config.data.unlabelled_split and not (
       config.self_training_rounds or config.virtual_adversarial_norm
-      or config.entropy_weight):
+      or config.entropy_weight or config.objective == 'language_model'):
     raise UserError(
         f'config.data.unlabelled_split={config.data.unlabelled_split} has no '
         'use: give --config.self_training_rounds=1 as well, or '
         '--config.virtual_adversarial_norm or --config.entropy_weight')
+  if config.objective == 'language_model':
+    _check_language_model(config, values)
   if config.early_stopping.patience and not config.data.validation_fraction:
     raise UserError(
         'config.data.validation_fraction=0 leaves no score to stop early by: '
@@ -232,6 +235,30 @@ def check_fields(config: ConfigDict) -> None:
     raise UserError(
         'config.model.mask_padding=False makes the answer depend on the amount '
         'of padding: give --config.data.bucket_width=0 as well')
+
+
+# What has no meaning without labels, or would tell the word that is to be
+# predicted, as pairs do backward; and the value that leaves it out.
+_OF_LABELS = {
+    'model.inputs': 'words', 'model.members': 1, 'show_examples': 0,
+    'label_smoothing': 0.0, 'adversarial_norm': 0.0,
+    'virtual_adversarial_norm': 0.0, 'entropy_weight': 0.0,
+    'self_training_rounds': 0, 'teachers': ''}
+
+
+def _check_language_model(config: ConfigDict, values: dict[str, Any]) -> None:
+  """Raises UserError for what does not go with predicting words."""
+  fixes = ' '.join(f'--config.{name}={value}' for name, value in
+                   _OF_LABELS.items() if values[name] != value)
+  if fixes:
+    raise UserError('config.objective=language_model predicts words from words '
+                    f'alone: give {fixes} as well')
+  if config.model.bidirectional and config.model.layers > 1:
+    raise UserError(
+        f'config.model.layers={config.model.layers}: the second layer reads '
+        'both directions, and so the word that config.objective=language_model '
+        'is to predict: give --config.model.layers=1, or '
+        '--config.model.bidirectional=false')
 
 
 def _out_of_range(field: _Field, value: Any) -> str:

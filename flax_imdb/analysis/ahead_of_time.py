@@ -24,6 +24,7 @@ from flax_imdb.data.batches import shapes
 from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
+from flax_imdb.train import language_model
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import make_train_step, state_shapes
 
@@ -166,7 +167,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
       (len(devices), *shape), dtype, sharding=split)
            for name, (shape, dtype) in shapes(
                config, rows, len(devices)).items()}
-  if not training:
+  words = config.objective == 'language_model'
+  if not training and not words:
     batch = classifier.inputs(batch)
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
@@ -175,7 +177,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
                          state_shapes(config, model, optimizer))
     function: Any = (
         make_train_step(config, model, optimizer, _STEPS_PER_EPOCH, devices)
-        if training else evaluate.make_forward(model, devices))
+        if training else
+        (language_model if words else evaluate).make_forward(model, devices))
     lowered = function.lower(state if training else state.eval_params(), batch)
   start = time.perf_counter()
   # What is compiled for other machines can be written to jax' cache, not read.

@@ -163,8 +163,19 @@ def restore(workdir: str, which: str | None) -> Run:
   `which` is 'best', 'latest' or a step's number; None for what the run itself
   evaluated. Of several processes, which all call this, the first chooses, for
   a run beside them may save meanwhile. Raises UserError if there is no run, or
-  no such step, or a file is damaged, and as `Checkpoints.restore_chosen`.
+  no such step, a file is damaged or it predicts words, and as
+  `Checkpoints.restore_chosen`.
   """
+  found = _restore(workdir, which)
+  if found.config.objective == 'language_model':
+    raise UserError(
+        f'{workdir} predicts words, not labels: it is to begin another run '
+        f'with, --config.init_from={workdir}')
+  return found
+
+
+def _restore(workdir: str, which: str | None) -> Run:
+  """As `restore`, whatever the run predicts."""
   if not is_run(workdir):
     raise UserError(
         f'{workdir} is no run directory, steps found: []: train one with '
@@ -240,18 +251,47 @@ def initial_params(
     config: ConfigDict, model: classifier.SentimentClassifier) -> Params:
   """The parameters that training begins with: drawn, or config.init_from.
 
-  NumPy arrays, float32. Raises UserError if that can't be read or is another's.
+  From a run that predicts words where this one predicts labels it takes what
+  both have, the embedding and the recurrent layers; the rest is drawn. NumPy
+  arrays, float32. Raises UserError if that can't be read or is another's.
   """
-  if not config.init_from:
+  source, shapes = config.init_from, classifier.param_shapes(model)
+  if not source:
     init_key, _ = classifier.seed_keys(config.seed)
     return jax.device_get(
         jax.jit(lambda: classifier.init_params(model, init_key))())
-  if is_run(config.init_from):
-    params = devices.to_host(restore(config.init_from, None).params)
+  if not is_run(source):
+    params = keras_weights.read_weights(source)
   else:
-    params = keras_weights.read_weights(config.init_from)
-  check_shapes(config.init_from, classifier.param_shapes(model), params)
+    found = _restore(source, None)
+    params = devices.to_host(found.params)
+    if found.config.objective != config.objective:
+      _check_words(source, found.config, config)
+      params = {name: x for name, x in params.items() if name in shapes}
+      check_shapes(source, {name: shapes[name] for name in params}, params)
+      drawn = config.copy_and_resolve_references()
+      drawn.init_from = ''
+      return initial_params(drawn, model) | params
+  check_shapes(source, shapes, params)
   return params
+
+
+def _check_words(source: str, made_with: ConfigDict,
+                 config: ConfigDict) -> None:
+  """Raises UserError if a run has learned the words of other texts."""
+  for field in 'name', 'punctuation', 'vocab_size':
+    there, here = made_with.data[field], config.data[field]
+    if there != here:
+      raise UserError(
+          f'{source} was made with config.data.{field}={there}, this run has '
+          f'{here}: its words would mean something else; give '
+          f'--config.data.{field}={there}')
+
+
+def is_pretraining(workdir: str) -> bool:
+  """Whether a run directory's model predicts words; raises as `read_config`."""
+  made_with = read_config(files.as_path(workdir) / 'config.json')
+  return made_with.objective == 'language_model'
 
 
 def is_run(path: str) -> bool:

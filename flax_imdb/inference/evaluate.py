@@ -86,10 +86,11 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
           'accuracy': float(((z > 0) == (labels > 0)).mean()), 'n': len(z)}
 
 
-def score_text(split: str, result: dict[str, float]) -> str:
-  """One line about what `score` returned."""
+def score_text(
+    split: str, result: dict[str, float], what: str = 'reviews') -> str:
+  """One line about what `score` returned, which is of so many of `what`."""
   return (f'{split}: loss {result["loss"]:.4f}  accuracy '
-          f'{result["accuracy"]:.4f}  on {result["n"]:,} reviews')
+          f'{result["accuracy"]:.4f}  on {result["n"]:,} {what}')
 
 
 def evaluate_run(workdir: str, which: str | None, split: str,

@@ -17,6 +17,7 @@ import numpy as np
 
 from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
 from flax_imdb.errors import UserError
+from flax_imdb.model import word_head
 from flax_imdb.model.recurrent import RecurrentLayer
 
 # Numbers in float32, so 1 GiB and 8 GiB, for a config.json may be a stranger's;
@@ -36,8 +37,9 @@ ADVERSARIAL = 'adversarial'
 class SentimentClassifier(nn.Module):
   """Token ids in, one logit a review out; see configs/default.py, `model`.
 
-  This is one of the `members`, whose parameters have an axis of them in front;
-  see `each_member`.
+  Or, of the objective language_model, logits of words: another head on the same
+  layers. This is one of the `members`, whose parameters have an axis of them in
+  front; see `each_member`.
   """
   vocab_size: int
   bigram_rows: int  # of the embedding of pairs; 0 without
@@ -59,6 +61,7 @@ class SentimentClassifier(nn.Module):
   mask_padding: bool
   remat: bool
   dtype: str
+  objective: str
 
   @property
   def directions(self) -> tuple[str, ...]:
@@ -71,8 +74,11 @@ class SentimentClassifier(nn.Module):
                bigrams: jax.Array | None = None,
                log_odds: jax.Array | None = None,
                linear: jax.Array | None = None,
-               dropout_keys_B: jax.Array | None = None) -> jax.Array:
+               negatives: jax.Array | None = None,
+               dropout_keys_B: jax.Array | None = None) -> Any:
     """Computes float32 [B] logits; positive means a positive review.
+
+    Of the objective language_model what `WordHead` returns.
 
     Args:
       ids: int32 [S, T], padded at the end.
@@ -83,16 +89,19 @@ class SentimentClassifier(nn.Module):
       log_odds: float32 [S, T, log_odds_features], if it has some.
       linear: float32 [B] logits of a linear model, if it has a weight: where
         there is no dropout, what is returned is the mean of both.
+      negatives: int32 [N], the words that a language model compares with.
       dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
         masks depend on its own key alone, neither on B nor on T.
     """
     own_S, review_S = segment_keys(dropout_keys_B, segments, lengths.shape[0])
+    words = ids  # of which some may not be read
     if own_S is not None and self.word_dropout:
       keep = _keep(own_S, 0, self.word_dropout, ids.shape[1:])
       ids = jnp.where(keep | (ids <= START_ID), ids, UNKNOWN_ID)
-    x_TSE = nn.Embed(
+    embed = nn.Embed(
         self.vocab_size, self.embedding_dim, name='embed',
-        embedding_init=nn.initializers.glorot_uniform())(ids.T)
+        embedding_init=nn.initializers.glorot_uniform())
+    x_TSE = embed(ids.T)
     if self.bigram_rows:
       assert bigrams is not None
       pairs_TSE = nn.Embed(
@@ -119,6 +128,12 @@ class SentimentClassifier(nn.Module):
           name=f'{direction}_{layer}')(x_TSE, lengths)
                 for direction in self.directions]
       x_TSE = jnp.concatenate([h_TSH for h_TSH, _ in states], axis=-1)
+    if self.objective == 'language_model':
+      assert negatives is not None
+      return word_head.WordHead(self.directions, name='words')(
+          _dropout(x_TSE, review_S, 2, self.pooled_dropout),
+          word_head.targets(words, lengths, self.directions), negatives,
+          embed.embedding)
     pooled_BF = self._pool(states, lengths, segments)
     pooled_BF = _dropout(pooled_BF, dropout_keys_B, 2, self.pooled_dropout)
 
@@ -230,6 +245,7 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
       bigram_rows=config.data.bigrams if 'bigrams' in kinds else 0,
       log_odds_features=(
           config.data.log_odds_order if 'log_odds' in kinds else 0),
+      objective=config.objective,
       **fields | {'linear_weight': fields['linear_weight'] * (
           'linear' in kinds)})
   if (count := parameter_count(param_shapes(model))) > MOST_PARAMETERS:
@@ -238,8 +254,11 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
         f'{MOST_PARAMETERS:,}: lower config.data.vocab_size, '
         'config.data.bigrams, config.model.embedding_dim, width, layers or '
         'hidden_dim')
+  of_direction = model.width + word_head.NEGATIVES * (
+      model.objective == 'language_model')
   states = config.global_batch_size * config.data.max_length * (
-      model.embedding_dim + len(model.directions) * model.width) * model.members
+      model.embedding_dim + len(model.directions) * of_direction
+      ) * model.members
   if states > _MOST_STATES:
     raise UserError(
         f'a batch of this config takes {states:,} numbers, more than '
@@ -274,6 +293,11 @@ def seed_keys(seed: int) -> jax.Array:
   return jax.random.split(jax.random.key(seed))
 
 
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+  """The key of int32 [] a step, of which all that it draws is made."""
+  return jax.random.fold_in(seed_keys(seed)[1], step)
+
+
 def dropout_keys(
     model: SentimentClassifier, seed: int, step: jax.Array,
     places_B: jax.Array) -> jax.Array:
@@ -283,8 +307,7 @@ def dropout_keys(
   """
   def keys(key: jax.Array) -> jax.Array:
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(places_B)
-  return each_member(model, keys)(
-      _member_keys(model, jax.random.fold_in(seed_keys(seed)[1], step)))
+  return each_member(model, keys)(_member_keys(model, step_key(seed, step)))
 
 
 def _member_keys(model: SentimentClassifier, key: jax.Array) -> jax.Array:
@@ -298,7 +321,7 @@ def init_params(model: SentimentClassifier, key: jax.Array) -> Params:
     return model.init(
         key, ids_BT, jnp.ones((1,), jnp.int32), bigrams=ids_BT,
         log_odds=jnp.ones((1, 2, model.log_odds_features)),
-        linear=jnp.ones(1))['params']
+        linear=jnp.ones(1), negatives=jnp.ones(1, jnp.int32))['params']
   return each_member(model, init)(_member_keys(model, key))
 
 

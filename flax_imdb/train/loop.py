@@ -29,7 +29,7 @@ from flax_imdb.inference import calibration, evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.storage import files
 from flax_imdb.terminal import CompileClock, Rate, Terminal
-from flax_imdb.train import stopping
+from flax_imdb.train import language_model, stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
 from flax_imdb.train.step import (
@@ -79,7 +79,7 @@ class _Task:
   model: classifier.SentimentClassifier
   optimizer: Any
   train_step: Callable[[TrainState, dict], tuple[TrainState, Metrics]]
-  logits: evaluate.Logits
+  outputs: evaluate.Logits  # or what `language_model.make_sums` returns
   compiled: CompileClock
 
   @property
@@ -113,7 +113,8 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
   run.check_directory(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
   wanted = {'train': True, 'validation': config.data.validation_fraction,
-            'test': True, 'unlabelled': config.data.unlabelled_split}
+            'test': config.objective == 'label',
+            'unlabelled': config.data.unlabelled_split}
   splits = load_splits(config, tokenizer, terminal.announce, [
       split for split in wanted if wanted[split]])
   train_reviews = splits['train']
@@ -132,11 +133,15 @@ def _load(config: ConfigDict, workdir: str, terminal: Terminal,
       config.min_steps_per_epoch)
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock(lambda: processes.report_alive('compile'))
+  outputs = (
+      language_model.make_sums(config, model, compiled)
+      if config.objective == 'language_model' else
+      evaluate.make_logits(config, model, known, compiled))
   return _Task(
       config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
       compiled.wrap(make_train_step(
           config, model, optimizer, batches.steps_per_epoch)),
-      evaluate.make_logits(config, model, known, compiled), compiled)
+      outputs, compiled)
 
 
 def _pseudo_labelled(
@@ -170,7 +175,8 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
   if config.model.inputs == 'words':
     return ngrams.fit(config, reviews)
   start, pairs = time.perf_counter(), None
-  if source := _begun(config, workdir):
+  source = _begun(config, workdir)
+  if source and not run.is_pretraining(source):  # which knows no pairs
     pairs = ngrams.load(f'{source}/ngrams.npz', config).pairs
   known, annotated = ngrams.fit(config, reviews, pairs)
   terminal.announce(
@@ -304,13 +310,21 @@ def _validate(task: _Task, training: _Training) -> dict[str, float]:
   """
   if not (validation := task.splits.get('validation')):
     return {}
-  result = evaluate.score(
-      task.logits(training.state.eval_params(), validation), validation.labels)
+  result = _score(task, task.outputs(
+      training.state.eval_params(), validation), validation)
   if not np.isfinite(result['loss']):
     raise FloatingPointError(
         f'the validation loss after step {training.step} is {result["loss"]}; '
         + _remedy(training))
   return result
+
+
+def _score(task: _Task, outputs: np.ndarray,
+           reviews: Reviews) -> dict[str, float]:
+  """Loss, accuracy and n of what `task.outputs` returned for these reviews."""
+  if task.config.objective == 'language_model':
+    return language_model.score(outputs)
+  return evaluate.score(outputs, reviews.labels)
 
 
 def _finish(task: _Task, training: _Training,
@@ -328,15 +342,15 @@ def _finish(task: _Task, training: _Training,
   processes.report_alive('restore')
   evaluated, params = run.restore_eval_params(
       training.checkpoints, choose, config, task.model)
-  logits, scores = {}, {}
+  outputs, scores = {}, {}
   for name, split in task.splits.items():
-    logits[name] = task.logits(params, split)
-    scores[name] = evaluate.score(logits[name], split.labels)
+    outputs[name] = task.outputs(params, split)
+    scores[name] = _score(task, outputs[name], split)
     stop.leave_if_asked(step, task.steps_total)
   calibrated, temperature = {}, 1.0
-  if 'validation' in logits:
+  if 'validation' in outputs and config.objective == 'label':
     calibrated = {'calibration': calibration.calibrate(*(
-        (logits[name], task.splits[name].labels)
+        (outputs[name], task.splits[name].labels)
         for name in ('validation', 'test')))}
     temperature = calibrated['calibration']['temperature']
   epoch = step // task.batches.steps_per_epoch
@@ -352,8 +366,9 @@ def _finish(task: _Task, training: _Training,
   if calibrated:
     run.write_calibration(task.workdir, evaluated, temperature)
   run.write_summary(task.workdir, summary)
+  what = 'reviews' if config.objective == 'label' else 'words'
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
-               *(evaluate.score_text(*item) for item in scores.items()),
+               *(evaluate.score_text(*item, what) for item in scores.items()),
                *map(calibration.text, calibrated.values()),
                *_examples(task, params, temperature)):
     task.terminal.announce(line)
@@ -370,7 +385,7 @@ def _examples(task: _Task, params: classifier.Params,
   texts, labels = sources.read_texts(data.name, data.test_split)
   for row in sorted(range(len(texts)), key=lambda i: len(texts[i]))[:most]:
     prediction, = predict.predict(
-        task.logits, params, task.tokenizer, [texts[row]], temperature)
+        task.outputs, params, task.tokenizer, [texts[row]], temperature)
     yield (f'is {LABELS[labels[row]]}, predicted '
            + predict.prediction_text(prediction))
 

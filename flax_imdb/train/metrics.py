@@ -12,7 +12,9 @@ from flax_imdb.errors import UserError
 @struct.dataclass
 class Metrics:
   """Sums over steps, float32 [] each; a step's own are those of one step."""
-  loss: jax.Array  # cross entropies in nats, of reviews with a label
+  # Cross entropies in nats, of reviews with a label, or of predicted words:
+  # these are so many in an epoch that the sums are rounded, by some 1e-6.
+  loss: jax.Array
   correct: jax.Array  # of these, those on the right side
   weight: jax.Array  # how many these are
   grad_norm: jax.Array  # norms of the gradient, added up over steps
@@ -29,7 +31,7 @@ class Metrics:
   @classmethod
   def of_step(cls, step: jax.Array, loss: jax.Array, correct: jax.Array,
               weight: jax.Array, grad_norm: jax.Array) -> 'Metrics':
-    """Of one step, counted from 1, and of its reviews with a label.
+    """Of one step, counted from 1, and of its reviews with a label, or words.
 
     `loss` is the sum over these, and `weight` how many they are.
     """

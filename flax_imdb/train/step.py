@@ -13,6 +13,7 @@ import optax
 from flax_imdb.cluster.devices import data_parallel
 from flax_imdb.model import classifier
 from flax_imdb.model.classifier import TABLE, Params
+from flax_imdb.train import language_model
 from flax_imdb.train.losses import loss_and_gradient
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import put_rows, take_rows
@@ -83,8 +84,9 @@ def make_train_step(
   those of the epoch so far, of the reviews with a label. Losses and gradients
   are summed over all devices and divided by the global weight, with a label or
   without, so that a short last batch and unequal shares count every review the
-  same. The members of a model learn side by side, and the metrics are their
-  mean. `devices` as in `devices.data_parallel`.
+  same. A language model counts words where others count reviews. The members
+  of a model learn side by side, and the metrics are their mean. `devices` as in
+  `devices.data_parallel`.
   """
   each = functools.partial(classifier.each_member, model)
 
@@ -100,11 +102,17 @@ def make_train_step(
     old = each(lambda tree: take_rows(tree, rows, TABLE))(whole)
     params, opt_state = old
 
-    loss, correct, labelled, gradient = each(
-        lambda params, keys: loss_and_gradient(
-            config, reader, params, batch, keys))(params, keys)
-    loss, correct, labelled, weight, gradient = sum_over_devices(
-        (loss, correct, labelled, batch['weights'].sum(), gradient))
+    if config.objective == 'language_model':
+      loss, correct, counted, gradient = language_model.loss_and_gradient(
+          config, reader, params, batch, keys, state.step)
+      weight = counted
+    else:
+      loss, correct, counted, gradient = each(
+          lambda params, keys: loss_and_gradient(
+              config, reader, params, batch, keys))(params, keys)
+      weight = batch['weights'].sum()
+    loss, correct, counted, weight, gradient = sum_over_devices(
+        (loss, correct, counted, weight, gradient))
     gradient = jax.tree.map(lambda g: g / weight, gradient)
 
     updates, opt_state = each(optimizer.update)(gradient, opt_state, params)
@@ -115,7 +123,7 @@ def make_train_step(
     ema = optax.incremental_update(
         classifier.averaged(params), state.ema, newest) if state.ema else {}
     this_step = Metrics.of_step(state.step + 1, *(x.mean() for x in (
-        loss, correct, labelled, each(optax.tree.norm)(gradient))))
+        loss, correct, counted, each(optax.tree.norm)(gradient))))
     if config.on_nan == 'skip':  # 7 % of a step of configs/words.py
       params, opt_state, ema = jax.tree.map(
           lambda new, old: jnp.where(this_step.skipped > 0, old, new),
