@@ -89,14 +89,14 @@ def one_train_step(train_steps, monkeypatch):
 
   To trace and to load it takes longer than all else that a resumed run does.
   """
-  from flax_imdb.train import loop
-  make = loop.make_train_step
+  from flax_imdb.train import task
+  make = task.make_train_step
   def made(config, model, optimizer, steps_per_epoch):
     key = config.to_json(sort_keys=True), steps_per_epoch
     if key not in train_steps:
       train_steps[key] = make(config, model, optimizer, steps_per_epoch)
     return train_steps[key]
-  monkeypatch.setattr(loop, 'make_train_step', made)
+  monkeypatch.setattr(task, 'make_train_step', made)
 
 
 @pytest.fixture(scope='session')

@@ -2,42 +2,24 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
-import time
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
-from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints, Progress
 from flax_imdb.cluster import devices, preemption, processes
-from flax_imdb.data import ngrams, pseudo_labels, sources
-from flax_imdb.data.batches import TrainBatches
-from flax_imdb.data.ngrams import Ngrams
-from flax_imdb.data.reading import Reading, Share
-from flax_imdb.data.reviews import (
-  LABELS,
-  Reviews,
-  data_sha256,
-  joined,
-  load_splits,
-  training_tokenizer,
-)
-from flax_imdb.data.tokenizer import load_tokenizer
+from flax_imdb.data import sources
+from flax_imdb.data.reviews import LABELS, Reviews
 from flax_imdb.inference import calibration, evaluate, predict
 from flax_imdb.model import classifier
-from flax_imdb.storage import files
-from flax_imdb.terminal import CompileClock, Rate, Terminal
+from flax_imdb.terminal import Rate, Terminal
 from flax_imdb.train import language_model, stopping
 from flax_imdb.train.metrics import Metrics
-from flax_imdb.train.optimizer import build_optimizer, learning_rate_schedule
-from flax_imdb.train.step import (
-  TrainState,
-  init_state,
-  make_train_step,
-  state_shapes,
-)
+from flax_imdb.train.optimizer import learning_rate_schedule
+from flax_imdb.train.step import TrainState, init_state, state_shapes
+from flax_imdb.train.task import Task, load
 from flax_imdb.train.writers import Writers
 
 # The host looks at the metrics and the votes each so many steps, and then at
@@ -59,32 +41,12 @@ def train(config: ConfigDict, workdir: str,
   devices.check_batch_size(config.global_batch_size)
   model = classifier.build_model(config)
   with run.locked(workdir, terminal.announce):
-    task = _load(config, workdir, terminal, model)
+    task = load(config, workdir, terminal, model)
     with (preemption.deferred(WAIT_EVERY) as stop,
           Checkpoints(workdir) as checkpoints):
       training = _begin_or_resume(task, checkpoints)
       _run_epochs(task, training, stop)
       return _finish(task, training, stop)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-  """What stays as it is while a run trains."""
-  config: ConfigDict
-  workdir: str
-  terminal: Terminal
-  tokenizer: Tokenizer
-  splits: dict[str, Reviews]
-  batches: TrainBatches
-  model: classifier.SentimentClassifier
-  optimizer: Any
-  train_step: Callable[[TrainState, dict], tuple[TrainState, Metrics]]
-  outputs: evaluate.Logits  # or what `language_model.make_sums` returns
-  compiled: CompileClock
-
-  @property
-  def steps_total(self) -> int:
-    return self.config.num_epochs * self.batches.steps_per_epoch
 
 
 @dataclasses.dataclass
@@ -102,90 +64,7 @@ class _Training:
         self.step, self.state.to_items(), self.progress, score)
 
 
-def _load(config: ConfigDict, workdir: str, terminal: Terminal,
-          model: classifier.SentimentClassifier) -> _Task:
-  """Reads all that training needs, then makes the run directory.
-
-  What can be refused is, before anything is left there: a corrected config may
-  begin in it. So the test split is read now, too.
-  """
-  processes.report_alive('load')
-  run.check_directory(workdir, config)
-  tokenizer = _tokenizer(config, workdir, terminal)
-  wanted = {'train': True, 'validation': config.data.validation_fraction,
-            'test': config.objective == 'label',
-            'unlabelled': config.data.unlabelled_split}
-  splits = load_splits(config, tokenizer, terminal.announce, [
-      split for split in wanted if wanted[split]])
-  train_reviews = splits['train']
-  if unlabelled := splits.pop('unlabelled', None):
-    train_reviews = joined(
-        train_reviews, _pseudo_labelled(config, workdir, unlabelled))
-  processes.check_same('config', lambda: config.to_json(sort_keys=True))
-  processes.check_same('tokenizer or data', lambda: ' '.join(
-      data_sha256(tokenizer, split)
-      for split in (train_reviews, *splits.values())))
-  known, train_reviews = _ngrams(config, workdir, terminal, train_reviews)
-  run.begin_directory(workdir, config, tokenizer, known)
-  batches = TrainBatches(
-      train_reviews, config.seed, config.global_batch_size,
-      Reading.of(config.data), Share(*devices.share()),
-      config.min_steps_per_epoch)
-  optimizer = build_optimizer(config, batches.steps_per_epoch)
-  compiled = CompileClock(lambda: processes.report_alive('compile'))
-  outputs = (
-      language_model.make_sums(config, model, compiled)
-      if config.objective == 'language_model' else
-      evaluate.make_logits(config, model, known, compiled))
-  return _Task(
-      config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
-      compiled.wrap(make_train_step(
-          config, model, optimizer, batches.steps_per_epoch)),
-      outputs, compiled)
-
-
-def _pseudo_labelled(
-    config: ConfigDict, workdir: str, unlabelled: Reviews) -> Reviews:
-  """With what the teachers said, if there are any; see `selftrain`."""
-  if not config.self_training_rounds:
-    return unlabelled
-  found = pseudo_labels.load(
-      files.as_path(workdir) / 'pseudo_labels.npz',
-      pseudo_labels.source(config), len(unlabelled))
-  return dataclasses.replace(unlabelled, labels=found.probabilities)
-
-
-def _tokenizer(
-    config: ConfigDict, workdir: str, terminal: Terminal) -> Tokenizer:
-  """The run's own tokenizer; fitted if the run is yet to begin."""
-  if source := _begun(config, workdir):
-    return load_tokenizer(f'{source}/tokenizer.json', config.data.vocab_size)
-  return training_tokenizer(config, terminal.announce)
-
-
-def _begun(config: ConfigDict, workdir: str) -> str | None:
-  """The run whose ids mean what this one's do: itself, or config.init_from."""
-  return next((source for source in (workdir, config.init_from)
-               if source and run.is_run(source)), None)
-
-
-def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
-            reviews: Reviews) -> tuple[Ngrams, Reviews]:
-  """As `ngrams.fit`; pairs are the run's own, as words are in `_tokenizer`."""
-  if config.model.inputs == 'words':
-    return ngrams.fit(config, reviews)
-  start, pairs = time.perf_counter(), None
-  source = _begun(config, workdir)
-  if source and not run.is_pretraining(source):  # which knows no pairs
-    pairs = ngrams.load(f'{source}/ngrams.npz', config).pairs
-  known, annotated = ngrams.fit(config, reviews, pairs)
-  terminal.announce(
-      f'counted n-grams in {time.perf_counter() - start:.1f} s: '
-      f'{len(known.pairs):,} pairs to embed, {len(known.keys):,} with log-odds')
-  return known, annotated
-
-
-def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
+def _begin_or_resume(task: Task, checkpoints: Checkpoints) -> _Training:
   """The newest state that is whole, else the initial one."""
   config, announce = task.config, task.terminal.announce
   processes.report_alive('restore')
@@ -226,7 +105,7 @@ def _begin_or_resume(task: _Task, checkpoints: Checkpoints) -> _Training:
 
 
 def _run_epochs(
-    task: _Task, training: _Training, stop: preemption.Stop) -> None:
+    task: Task, training: _Training, stop: preemption.Stop) -> None:
   """Trains to the end, or until it is stopped; all that was done is saved.
 
   The order matters. The metrics line is on disk before the checkpoint that
@@ -271,7 +150,7 @@ def _run_epochs(
   stop.leave_if_asked(training.step, task.steps_total)
 
 
-def _train_epoch(task: _Task, training: _Training, train_step: Callable,
+def _train_epoch(task: Task, training: _Training, train_step: Callable,
                  rate: Rate, stop: preemption.Stop) -> Metrics | None:
   """Trains to the end of the epoch, whose metrics it returns, on the host.
 
@@ -303,7 +182,7 @@ def _train_epoch(task: _Task, training: _Training, train_step: Callable,
   return None
 
 
-def _validate(task: _Task, training: _Training) -> dict[str, float]:
+def _validate(task: Task, training: _Training) -> dict[str, float]:
   """The scores on validation, {} if all reviews train.
 
   Raises FloatingPointError if they are not finite.
@@ -319,7 +198,7 @@ def _validate(task: _Task, training: _Training) -> dict[str, float]:
   return result
 
 
-def _score(task: _Task, outputs: np.ndarray,
+def _score(task: Task, outputs: np.ndarray,
            reviews: Reviews) -> dict[str, float]:
   """Loss, accuracy and n of what `task.outputs` returned for these reviews."""
   if task.config.objective == 'language_model':
@@ -327,7 +206,7 @@ def _score(task: _Task, outputs: np.ndarray,
   return evaluate.score(outputs, reviews.labels)
 
 
-def _finish(task: _Task, training: _Training,
+def _finish(task: Task, training: _Training,
             stop: preemption.Stop) -> dict[str, Any]:
   """Evaluates what the config asks for, and writes how that went.
 
@@ -375,7 +254,7 @@ def _finish(task: _Task, training: _Training,
   return summary
 
 
-def _examples(task: _Task, params: classifier.Params,
+def _examples(task: Task, params: classifier.Params,
               temperature: float) -> Iterator[str]:
   """Lines on the shortest test reviews: their label and what is predicted."""
   if not (most := task.config.show_examples):
@@ -390,7 +269,7 @@ def _examples(task: _Task, params: classifier.Params,
            + predict.prediction_text(prediction))
 
 
-def _check_finite(task: _Task, training: _Training, metrics: Metrics,
+def _check_finite(task: Task, training: _Training, metrics: Metrics,
                   epoch_over: bool = False) -> None:
   """Raises FloatingPointError, so that a broken run never saves over a good.
 
@@ -415,7 +294,7 @@ def _remedy(training: _Training) -> str:
           'config.clip_norm, or leave such steps out with --config.on_nan=skip')
 
 
-def _line(task: _Task, step: int, metrics: Metrics,
+def _line(task: Task, step: int, metrics: Metrics,
           validation: dict[str, float]) -> dict[str, Any]:
   """What metrics.jsonl says of an epoch."""
   train_: dict[str, Any] = metrics.means()
@@ -426,7 +305,7 @@ def _line(task: _Task, step: int, metrics: Metrics,
   return line | {'validation': validation} if validation else line
 
 
-def _live_text(task: _Task, metrics: Metrics, step: int, rate: float) -> str:
+def _live_text(task: Task, metrics: Metrics, step: int, rate: float) -> str:
   so_far, epoch = metrics.means(), (step - 1) // task.batches.steps_per_epoch
   return (f'epoch {epoch + 1}  step {step}/{task.steps_total}  loss '
           '{loss:.4f}  accuracy {accuracy:.4f}  '.format(**so_far)
