@@ -1,4 +1,4 @@
-"""IMDB: an LSTM that reads segments, word pairs and what they say of the class.
+"""IMDB: an LSTM of words, pairs and log-odds, and a linear model of n-grams.
 
 python -m flax_imdb.main
 
@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
   config.data.log_odds_ngrams = 1_000_000  # most of each length that are kept
 
   config.model = ConfigDict()
-  config.model.inputs = 'words+bigrams+log_odds'  # or fewer; see ngrams.py
+  config.model.inputs = 'words+bigrams+log_odds+linear'  # or fewer; ngrams.py
   config.model.members = 1  # LSTMs side by side, of which the mean predicts
   config.model.linear_weight = 1.0  # of linear's logit, where the LSTM's has 1
   config.model.cell = 'lstm'  # or simple_rnn

@@ -9,11 +9,10 @@ from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
-  """configs/default.py with a linear model, taught by itself twice."""
+  """configs/default.py, taught by itself twice."""
   config = packaged('default')
   config.warmup_epochs = 0.2  # linear rise from 0, in epochs of 72,500 reviews
   config.self_training_rounds = 2  # teachers one after another
   config.data.unlabelled_split = 'unsupervised'  # tfds split
-  config.model.inputs = 'words+bigrams+log_odds+linear'  # see data/linear.py
   config.model.log_odds_dropout = 0.2  # they know what the teacher says
   return config

@@ -44,7 +44,6 @@ EVERY_INPUT = (
     '--config.data.segment_length=20',
     '--config.data.bigrams=400',
     '--config.data.log_odds_ngrams=1000',
-    '--config.model.inputs=words+bigrams+log_odds+linear',
     *TINY[7:],
 )
 
