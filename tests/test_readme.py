@@ -101,7 +101,7 @@ def test_command(command, home, printed):
 def test_the_default_run_keeps_its_promise_and_eval_agrees(home, printed):
   summary = json.loads((home / 'runs/default/summary.json').read_text())
   assert summary['test']['n'] == 25_000
-  assert summary['test']['accuracy'] >= 0.915
+  assert summary['test']['accuracy'] >= 0.92
   last = printed['python -m flax_imdb.main --mode=eval'].splitlines()[-1]
   assert last in printed['python -m flax_imdb.main'].splitlines()
   assert f'accuracy {summary["test"]["accuracy"]:.4f}' in last
