@@ -220,8 +220,9 @@ def test_every_input_is_served_as_it_is_predicted(
     {'data.read': 'last'}, {'data.read': 'spread'},
     {'data.read': 'last', 'data.segment_length': 0, 'data.bucket_width': 0},
     {'data.segment_length': 0, 'model.inputs': 'words+bigrams'},
-    {'data.segment_length': 0}],
-    ids=['last', 'spread', 'whole, last', 'whole', 'whole, all inputs'])
+    {'data.segment_length': 0}, {'model.members': 2}],
+    ids=['last', 'spread', 'whole, last', 'whole', 'whole, all inputs',
+         'two members'])
 def test_every_reading_is_served_as_it_is_predicted(fields, tmp_path):
   flags = [f'--config.{k}={v}' for k, v in fields.items()]
   workdir = f'--workdir={tmp_path}/run'
