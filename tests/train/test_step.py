@@ -167,7 +167,7 @@ def test_two_devices_equal_one_in_every_term_of_the_loss():
   loss, correct, labelled, gradient = jax.jit(
       lambda params, batch: loss_and_gradient(
           config, model, params, batch, classifier.dropout_keys(
-              0, 0, batch['places'])))(before.params, whole)
+              model, 0, 0, batch['places'])))(before.params, whole)
   assert (whole['ids'] != batch(2)['ids']).any() and labelled == 4
 
   state, sums = make_train_step(config, model, optimizer, 2)(
