@@ -1,6 +1,9 @@
 """IMDB with the 50,000 reviews that have no label, by self-training.
 
 python -m flax_imdb.main --config=configs/semi.py
+
+trains two teachers, then the student: 13 minutes in all on 2 CPU cores beside
+other work. Test accuracy 0.931 on all 25,000 reviews: one seed (RESULTS.md).
 """
 
 from ml_collections import ConfigDict
