@@ -99,11 +99,13 @@ def serving_tokenizer(tokenizer: Tokenizer, config: ConfigDict) -> str:
 
   `encode_batch` then cuts reviews at data.max_length and pads them to the
   longest, rounded up to data.bucket_width, or to data.max_length without. Not
-  where reviews are read in segments, or their last tokens are.
+  where reviews are read in segments, or their last tokens are, or a linear model
+  reads all of them.
   """
   copy = Tokenizer.from_str(tokenizer.to_str())
   data = config.data
-  if data.segment_length or data.read == 'last':
+  if (data.segment_length or data.read == 'last'
+      or 'linear' in config.model.inputs.split('+')):
     return copy.to_str(pretty=True)
   copy.enable_truncation(data.max_length)
   copy.enable_padding(
