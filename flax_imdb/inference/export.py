@@ -99,8 +99,8 @@ def serving_tokenizer(tokenizer: Tokenizer, config: ConfigDict) -> str:
 
   `encode_batch` then cuts reviews at data.max_length and pads them to the
   longest, rounded up to data.bucket_width, or to data.max_length without. Not
-  where reviews are read in segments, or their last tokens are, or a linear model
-  reads all of them.
+  where reviews are read in segments, or their last tokens, or where a linear
+  model reads all of them.
   """
   copy = Tokenizer.from_str(tokenizer.to_str())
   data = config.data
