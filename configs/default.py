@@ -2,7 +2,7 @@
 
 python -m flax_imdb.main
 
-trains for about a minute on 2 CPU cores once IMDB is prepared. Test accuracy
+trains for 77 s on 2 CPU cores once IMDB is prepared. Test accuracy
 0.927 on all 25,000 reviews, the mean of five seeds: 0.926 to 0.928. The LSTM
 alone, --config.model.inputs=words+bigrams+log_odds, has 0.920 (RESULTS.md).
 """
