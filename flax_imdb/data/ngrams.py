@@ -37,26 +37,24 @@ class Ngrams:
 
   def annotate(self, reviews: Reviews) -> Reviews:
     """Adds what the model reads beside the ids, as if they were never seen."""
-    found = {}
+    found, logits = {}, None
     if 'bigrams' in self.inputs:
       found['bigrams'] = 1 + _look_up(self.pairs, _keys(reviews, 2))
     if 'log_odds' in self.inputs:
       none = np.zeros((1, self.log_odds.shape[1]), np.float32)
       table = np.concatenate([self.log_odds, none])  # place -1 is the last
+      places = [_look_up(self.keys, _keys(reviews, n))
+                for n in range(1, self.order + 1)]
       found['log_odds'] = np.concatenate(
-          [table[_look_up(self.keys, _keys(reviews, n))]
-           for n in range(1, self.order + 1)], axis=-1)
-    logits = None
-    if 'linear' in self.inputs:
-      table = np.append(self.weights, np.float32(0))
-      logits = np.zeros(len(reviews))
-      for n in range(1, self.order + 1):
-        ngram, review = _present(
-            reviews, _look_up(self.keys, _keys(reviews, n)))
-        logits += np.bincount(review, table[ngram], minlength=len(reviews))
-    return dataclasses.replace(
-        reviews, features=found,
-        linear=None if logits is None else logits.astype(np.float32))
+          [table[place] for place in places], axis=-1)
+      if 'linear' in self.inputs:
+        logits = np.zeros(len(reviews))
+        for place in places:
+          ngram, review = _present(reviews, place)
+          logits += np.bincount(
+              review, self.weights[ngram], minlength=len(reviews))
+        logits = logits.astype(np.float32)
+    return dataclasses.replace(reviews, features=found, linear=logits)
 
 
 # Of a model that reads words alone.
@@ -84,12 +82,14 @@ def fit(config: ConfigDict, reviews: Reviews,
   else:
     features['bigrams'] = 1 + _look_up(pairs, _keys(reviews, 2))
   if 'log_odds' in inputs:
+    shares = _class_shares(reviews.labels)
     keys, log_odds, features['log_odds'], present = _log_odds(
-        reviews, data.log_odds_order, data.log_odds_ngrams)
+        reviews, shares, data.log_odds_order, data.log_odds_ngrams)
     if 'linear' in inputs:
-      targets = _class_shares(reviews.labels)
-      known = targets.sum(axis=1) > 0
-      weights = linear.fit(present[known], log_odds[:, 0], targets[known, 1])
+      ones = np.ones(len(present[0]), np.float32)
+      matrix = sparse.csr_matrix((ones, present), (len(reviews), len(keys)))
+      known = shares.sum(axis=1) > 0
+      weights = linear.fit(matrix[known], log_odds[:, 0], shares[known, 1])
   ngrams = Ngrams(pairs, keys, log_odds, weights, data.log_odds_order,
                   config.model.inputs)
   return ngrams, dataclasses.replace(reviews, features=features)
@@ -141,17 +141,18 @@ def _present(reviews: Reviews, places: np.ndarray) -> tuple[
   return np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], n)
 
 
-def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray, sparse.csr_matrix]:
+def _log_odds(
+    reviews: Reviews, shares: np.ndarray, order: int, most: int) -> tuple[
+        np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
   """Keys and log-odds as of `Ngrams`, and the features of these reviews.
 
-  And float32 [n, N], 1 where a review has an n-gram.
+  And which reviews have which n-grams: int [m] rows, and int [m], the places of
+  these in the keys. `shares` are those of `_class_shares`.
 
   Of each length the `most` n-grams that are in the most reviews. Source: the
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
   """
   n = len(reviews)
-  shares = _class_shares(reviews.labels)
   fold = np.random.default_rng(0).integers(_FOLDS, size=n)
   classes = shares.shape[1]
   own = np.stack([np.bincount(fold, shares[:, k], minlength=_FOLDS)
@@ -162,7 +163,8 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
   # the fold would speak against its own class.
   priors = _prior(own.sum(axis=0) - own)  # [folds, classes]
   of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
-  known, log_odds, features, present = [], [], [], []
+  known, log_odds, features = [], [], []
+  rows, columns, count = [], [], 0
   for length in range(1, order + 1):
     keys, place = np.unique(_keys(reviews, length), return_inverse=True)
     ngram, review = _present(reviews, place)
@@ -184,13 +186,15 @@ def _log_odds(reviews: Reviews, order: int, most: int) -> tuple[
     # reads as few n-grams as evaluation does.
     rest[rest.sum(axis=-1) < _FEW] = 0
     others = _ratios(rest, priors)  # [kept, folds, C]
-    present.append(sparse.csr_matrix(
-        (np.ones(len(ngram), np.float32), (review, ngram)), (n, len(kept))))
+    rows.append(review)
+    columns.append(count + ngram)
+    count += len(kept)
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
     features.append(others[number[place], fold[of_review]])
   return (np.concatenate(known), np.concatenate(log_odds),
-          np.concatenate(features, axis=-1), sparse.hstack(present, 'csr'))
+          np.concatenate(features, axis=-1),
+          (np.concatenate(rows), np.concatenate(columns)))
 
 
 def _class_shares(labels: np.ndarray) -> np.ndarray:
@@ -223,10 +227,8 @@ def _ratios(counts: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
 def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
   """Writes `ngrams.npz`; errors as `files.write`."""
-  content = io.BytesIO()
-  np.savez(content, pairs=ngrams.pairs, keys=ngrams.keys,
-           log_odds=ngrams.log_odds, weights=ngrams.weights)
-  files.write(path, content.getvalue())
+  npz.write_arrays(path, pairs=ngrams.pairs, keys=ngrams.keys,
+                   log_odds=ngrams.log_odds, weights=ngrams.weights)
 
 
 def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:

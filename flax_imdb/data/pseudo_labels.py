@@ -35,10 +35,8 @@ def source(config: ConfigDict) -> dict[str, Any]:
 def save(labels: PseudoLabels, path: str | os.PathLike[str]) -> None:
   """Writes `pseudo_labels.npz`; errors as `files.write`."""
   about = json.dumps({'of': labels.of, 'teachers': labels.teachers})
-  content = io.BytesIO()
-  np.savez(content, probabilities=labels.probabilities,
-           about=np.frombuffer(about.encode(), np.uint8))
-  files.write(path, content.getvalue())
+  npz.write_arrays(path, probabilities=labels.probabilities,
+                   about=np.frombuffer(about.encode(), np.uint8))
 
 
 def load(path: str | os.PathLike[str], of: dict[str, Any],

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import pathlib
 import time
@@ -28,7 +27,7 @@ from flax_imdb.data.tokenizer import (
   word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
-from flax_imdb.storage import cache, files, npz
+from flax_imdb.storage import cache, npz
 
 LABELS = ('negative', 'positive')  # what the labels 0 and 1 are called
 SPLITS = ('train', 'validation', 'test')
@@ -214,7 +213,7 @@ def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
     start = time.perf_counter()
     validates = groups.validation_rows(
         texts(), data.validation_fraction).astype(np.uint8)
-    _write(path, validates=validates)
+    npz.write_arrays(path, validates=validates)
     announce(f'grouped {n:,} reviews by the names in them in '
              f'{time.perf_counter() - start:.1f} s')
   return np.flatnonzero(validates == 0), np.flatnonzero(validates)
@@ -254,13 +253,8 @@ def _cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
 
 
 def _write_reviews(path: pathlib.Path, reviews: Reviews) -> None:
-  _write(path, ids=reviews.ids, offsets=reviews.offsets, labels=reviews.labels)
-
-
-def _write(path: pathlib.Path, **arrays: Any) -> None:
-  content = io.BytesIO()
-  np.savez(content, **arrays)
-  files.write(path, content.getvalue())
+  npz.write_arrays(
+      path, ids=reviews.ids, offsets=reviews.offsets, labels=reviews.labels)
 
 
 def _check_reviews(reviews: Reviews, vocab_size: int) -> None:

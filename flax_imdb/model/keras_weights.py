@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_imdb.errors import UserError
 from flax_imdb.model.classifier import MOST_PARAMETERS
-from flax_imdb.storage import files, npz
+from flax_imdb.storage import npz
 
 # In the order of Keras' model.get_weights(): our path, Keras' place in a file,
 # the shape as letters: V ids, E features, H units, G gates' width, D hidden.
@@ -108,9 +108,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def write_weights(path: str | os.PathLike[str], params: dict[str, Any]) -> None:
   """Writes model.get_weights() as .npz; errors as `to_keras`, `files.write`."""
-  content = io.BytesIO()
-  np.savez(content, *to_keras(params))
-  files.write(path, content.getvalue())
+  npz.write_arrays(path, *to_keras(params))
 
 
 def _read_npz(path: pathlib.Path) -> list[np.ndarray]:

@@ -3,15 +3,18 @@
 NumPy makes an array as large as its header says. Nothing is ever unpickled.
 """
 
+import io
 import math
 import os
 import struct
 import tokenize
-from typing import IO
+from typing import IO, Any
 import zipfile
 import zlib
 
 import numpy as np
+
+from flax_imdb.storage import files
 
 # What a damaged or hostile file makes `read_arrays` raise.
 ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, SyntaxError,
@@ -49,3 +52,11 @@ def read_arrays(source: str | os.PathLike[str] | IO[bytes],
         arrays[member.filename.removesuffix('.npy')] = (
             np.lib.format.read_array(f, allow_pickle=False))
   return arrays
+
+
+def write_arrays(path: str | os.PathLike[str], *arrays: np.ndarray,
+                 **named: Any) -> None:
+  """Writes what `read_arrays` reads, as np.savez; errors as `files.write`."""
+  content = io.BytesIO()
+  np.savez(content, *arrays, **named)
+  files.write(path, content.getvalue())

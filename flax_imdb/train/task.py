@@ -53,7 +53,7 @@ class Task:
 
 
 def load(config: ConfigDict, workdir: str, terminal: Terminal,
-          model: classifier.SentimentClassifier) -> Task:
+         model: classifier.SentimentClassifier) -> Task:
   """Reads all that training needs, then makes the run directory.
 
   What can be refused is, before anything is left there: a corrected config may
