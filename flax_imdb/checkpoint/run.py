@@ -256,10 +256,12 @@ def initial_params(
   arrays, float32. Raises UserError if that can't be read or is another's.
   """
   source, shapes = config.init_from, classifier.param_shapes(model)
-  if not source:
+  def drawn() -> Params:
     init_key, _ = classifier.seed_keys(config.seed)
     return jax.device_get(
         jax.jit(lambda: classifier.init_params(model, init_key))())
+  if not source:
+    return drawn()
   if not is_run(source):
     params = keras_weights.read_weights(source)
   else:
@@ -269,9 +271,7 @@ def initial_params(
       _check_words(source, found.config, config)
       params = {name: x for name, x in params.items() if name in shapes}
       check_shapes(source, {name: shapes[name] for name in params}, params)
-      drawn = config.copy_and_resolve_references()
-      drawn.init_from = ''
-      return initial_params(drawn, model) | params
+      return drawn() | params
   check_shapes(source, shapes, params)
   return params
 
