@@ -31,6 +31,7 @@ import sys
 import tempfile
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.config import load_config, override
@@ -39,17 +40,27 @@ ROOT = pathlib.Path(__file__).parents[1]
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of scikit-learn
 
 
+def changed(name: str, flags: list[str]) -> ConfigDict:
+  """A config of configs/ with the fields that flags of the program change."""
+  config = load_config(f'configs/{name}.py')
+  for flag in flags:
+    override(config, *flag.removeprefix('--config.').split('=', 1))
+  return config
+
+
 def run(config: str, seed: int, folder: pathlib.Path,
         others: list[str]) -> dict[str, Any]:
   """The summary of one training run below a folder, with all its seconds."""
   workdir = folder / f'{config}_{seed}'
-  if not (workdir / 'summary.json').exists():
+  fields = [f'--config.seed={seed}', *others]
+  path = workdir / 'summary.json'
+  if not path.exists() or json.loads(path.read_text())['config'] != (
+      changed(config, fields).to_dict()):  # the program refuses that directory
     subprocess.run(
         [sys.executable, '-m', 'flax_imdb.main',
-         f'--config=configs/{config}.py', f'--config.seed={seed}',
-         f'--workdir={workdir}', *others],
+         f'--config=configs/{config}.py', f'--workdir={workdir}', *fields],
         check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-  summary = json.loads((workdir / 'summary.json').read_text())
+  summary = json.loads(path.read_text())
   summary['seconds'] = sum(  # teachers are inside
       json.loads(path.read_text())['seconds']
       for path in workdir.rglob('summary.json'))
@@ -82,9 +93,7 @@ def linear(others: list[str]) -> Iterator[dict[str, Any]]:
   from sklearn.linear_model import LogisticRegression
 
   from flax_imdb.data.reviews import load_splits, training_tokenizer
-  config = load_config('configs/default.py')
-  for flag in others:
-    override(config, *flag.removeprefix('--config.').split('=', 1))
+  config = changed('default', others)
   tokenizer = training_tokenizer(config, print)
   splits = load_splits(config, tokenizer, print)
   vectorizer = CountVectorizer(
