@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, load_config
+from flax_imdb.config import check_fields, load_config, override
 from flax_imdb.data.ngrams import NONE
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
@@ -23,6 +23,15 @@ def drawn_params(model, seed=0):
   return jax.tree.map(
       jnp.asarray, jax.tree_util.tree_map_with_path(
           draw, classifier.param_shapes(model)))
+
+
+def default_with(fields):
+  """The default config with other fields, checked as the program does."""
+  config = load_config('configs/default.py')
+  for field, value in fields.items():
+    override(config, field, str(value))
+  check_fields(config)
+  return config
 
 
 def tiny_model(**fields):

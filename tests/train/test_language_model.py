@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.command import TINY, finished, run_here
+from support.models import default_with
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, load_config, override, read_config
+from flax_imdb.config import check_fields, override, read_config
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
@@ -34,11 +35,7 @@ FIELDS = {
 
 
 def _config(**fields):
-  config = load_config('configs/default.py')
-  for field, value in (FIELDS | fields).items():
-    override(config, field, str(value))
-  check_fields(config)
-  return config
+  return default_with(FIELDS | fields)
 
 
 def _reviews(n=7, longest=20):

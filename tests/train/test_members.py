@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.models import default_with
 
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, load_config, override
 from flax_imdb.data import ngrams
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
@@ -27,11 +27,7 @@ DROPOUT = ('word', 'bigram', 'log_odds', 'embedding', 'pooled')
 
 
 def _config(**fields):
-  config = load_config('configs/default.py')
-  for field, value in (FIELDS | fields).items():
-    override(config, field, str(value))
-  check_fields(config)
-  return config
+  return default_with(FIELDS | fields)
 
 
 def _reviews():
