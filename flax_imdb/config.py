@@ -101,6 +101,8 @@ _FIELDS = {
     'model.pooled_dropout': _FRACTION,
     'model.mask_padding': _BOOL,
     'model.remat': _BOOL,
+    'model.recurrence': _Field(
+        str, ('scan', 'joint', 'kernel', 'auto', 'interpret')),
     'model.dtype': _Field(str, ('float32', 'bfloat16')),
 }
 
@@ -117,7 +119,7 @@ _ADDED = {
     'model.inputs': 'words', 'model.bigram_dropout': 0.5,
     'model.log_odds_dropout': 0.0, 'self_training_rounds': 0,
     'teachers': '', 'data.unlabelled_split': '', 'model.linear_weight': 1.0,
-    'model.members': 1}
+    'model.members': 1, 'model.recurrence': 'scan'}
 
 
 def _find(path: str, *parents: pathlib.Path) -> pathlib.Path:
@@ -225,6 +227,11 @@ def check_fields(config: ConfigDict) -> None:
         f'config.data.unlabelled_split={config.data.unlabelled_split} has no '
         'use: give --config.self_training_rounds=1 as well, or '
         '--config.virtual_adversarial_norm or --config.entropy_weight')
+  if config.model.recurrence in ('kernel', 'interpret') and (
+      config.model.cell != 'lstm' or config.debug):
+    raise UserError(
+        f'config.model.recurrence={config.model.recurrence} is of '
+        'config.model.cell=lstm, and of config.debug=False: use scan or joint')
   if config.objective == 'language_model':
     _check_language_model(config, values)
   if config.early_stopping.patience and not config.data.validation_fraction:

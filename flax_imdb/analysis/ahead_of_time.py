@@ -92,6 +92,8 @@ def compile_for(config: ConfigDict, topology: str,
   announce(f'{topology}: {n} x {devices[0].device_kind} of {MEMORY[chip]:g} GiB'
            ' each, described; nothing runs on them')
   announce(f'compiled by jax {jax.__version__} with {compiler} {version}')
+  classifier.for_device(
+      config, classifier.build_model(config), devices[0], announce)
   for name in ('train', 'evaluate'):
     program = compile_program(config, devices, size // n, name == 'train')
     if not program:
@@ -170,7 +172,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   words = config.objective == 'language_model'
   if not training and not words:
     batch = classifier.inputs(batch)
-  model = classifier.build_model(config)
+  model = classifier.for_device(
+      config, classifier.build_model(config), devices[0])
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
   with jax.disable_jit(False):  # config.debug may have turned jit off
     state = jax.tree.map(lambda x: x.update(sharding=whole),

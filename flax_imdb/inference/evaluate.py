@@ -48,7 +48,8 @@ def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
   devices, nor, as long as padding is masked, on its batch. Each process works
   on its own rows, and all get all logits.
   """
-  forward = compiled.wrap(make_forward(model))
+  forward = compiled.wrap(make_forward(
+      classifier.for_device(config, model, jax.local_devices()[0])))
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
   annotate = functools.lru_cache(maxsize=1)(ngrams.annotate)  # each epoch's

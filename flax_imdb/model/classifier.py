@@ -17,7 +17,7 @@ import numpy as np
 
 from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
 from flax_imdb.errors import UserError
-from flax_imdb.model import word_head
+from flax_imdb.model import forms, word_head
 from flax_imdb.model.recurrent import RecurrentLayer
 
 # Numbers in float32, so 1 GiB and 8 GiB, for a config.json may be a stranger's;
@@ -62,6 +62,7 @@ class SentimentClassifier(nn.Module):
   remat: bool
   dtype: str
   objective: str
+  recurrence: str = 'scan'  # a form of `forms.py`
 
   @property
   def directions(self) -> tuple[str, ...]:
@@ -122,11 +123,7 @@ class SentimentClassifier(nn.Module):
       x_TSE = jnp.concatenate([x_TSE, jnp.swapaxes(log_odds, 0, 1)], axis=-1)
 
     for layer in range(self.layers):
-      states = [RecurrentLayer(
-          self.cell, self.width, jnp.dtype(self.dtype), self.mask_padding,
-          reverse=direction == 'backward', remat=self.remat,
-          name=f'{direction}_{layer}')(x_TSE, lengths)
-                for direction in self.directions]
+      states = self._read(layer, x_TSE, lengths)
       x_TSE = jnp.concatenate([h_TSH for h_TSH, _ in states], axis=-1)
     if self.objective == 'language_model':
       assert negatives is not None
@@ -149,6 +146,28 @@ class SentimentClassifier(nn.Module):
       logits_B = (logits_B + self.linear_weight * linear) / (
           1 + self.linear_weight)
     return logits_B
+
+  def _read(self, layer: int, x_TSE: jax.Array,
+            lengths_S: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """What `RecurrentLayer` returns, a direction each, in the model's form."""
+    names = [f'{direction}_{layer}' for direction in self.directions]
+    reverse = [direction == 'backward' for direction in self.directions]
+    dtype = jnp.dtype(self.dtype)
+    if self.recurrence == 'scan' or self.is_initializing():
+      return [RecurrentLayer(
+          self.cell, self.width, dtype, self.mask_padding, reverse=backward,
+          remat=self.remat, name=name)(x_TSE, lengths_S)
+              for name, backward in zip(names, reverse, strict=True)]
+    if not self.mask_padding:
+      lengths_S = jnp.full_like(lengths_S, x_TSE.shape[0])
+    params = self.variables['params']
+    states = forms.recurrence(
+        self.recurrence, self.cell,
+        [params[name]['steps']['cell'] for name in names], x_TSE, lengths_S,
+        reverse=reverse, dtype=dtype, remat=self.remat)
+    # Past a review's end the last state repeats; backward the first is the last.
+    return [(h_TSH, h_TSH[0 if backward else -1])
+            for h_TSH, backward in zip(states, reverse, strict=True)]
 
   def _pool(self, states: list[tuple[jax.Array, jax.Array]],
             lengths_S: jax.Array,
@@ -240,6 +259,7 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
   """
   fields = config.model.to_dict()
   kinds = fields.pop('inputs').split('+')
+  del fields['recurrence']  # of a device; see `for_device`
   model = SentimentClassifier(
       vocab_size=config.data.vocab_size,
       bigram_rows=config.data.bigrams if 'bigrams' in kinds else 0,
@@ -265,6 +285,21 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
         f'{_MOST_STATES:,}: lower config.global_batch_size, '
         'config.data.max_length, config.model.embedding_dim, width or members')
   return model
+
+
+def for_device(
+    config: ConfigDict, model: SentimentClassifier, device: jax.Device,
+    announce: Callable[[str], None] | None = None) -> SentimentClassifier:
+  """The model in the form of config.model.recurrence; see `forms.choose`.
+
+  Its parameters are the same, and what it computes but for rounding.
+  """
+  below = len(model.directions) * model.width if model.layers > 1 else 0
+  layer = forms.Layer(
+      model.cell, model.width,
+      max(model.embedding_dim + model.log_odds_features, below), model.dtype)
+  return model.clone(recurrence=forms.choose(
+      config.model.recurrence, layer, device, announce))
 
 
 def each_member(model: SentimentClassifier,

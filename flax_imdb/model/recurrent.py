@@ -12,8 +12,8 @@ import jax.numpy as jnp
 Carry = tuple[jax.Array, ...]
 
 
-def _dense(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-  """Multiplies in `dtype`, adds up in float32 or better."""
+def dense(x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+  """Multiplies [..., n] and [n, m] in `dtype`, adds up in float32 or better."""
   return jnp.dot(x.astype(dtype), kernel.astype(dtype),
                  preferred_element_type=jnp.promote_types(dtype, jnp.float32))
 
@@ -30,7 +30,7 @@ class LSTMCell(nn.Module):
 
   @nn.compact
   def __call__(self, carry: Carry, x_BE: jax.Array) -> Carry:
-    c_BH, h_BH = carry
+    _, h_BH = carry
     h4 = 4 * self.width
     kernel = self.param(
         'kernel', nn.initializers.glorot_uniform(), (x_BE.shape[-1], h4))
@@ -38,8 +38,14 @@ class LSTMCell(nn.Module):
         'recurrent_kernel', nn.initializers.orthogonal(), (self.width, h4))
     bias = self.param('bias', _forget_one, (h4,))
     # One wide product costs a CPU less than two narrow ones; so it is backward.
-    z = _dense(jnp.concatenate([x_BE, h_BH], axis=-1),
+    z = dense(jnp.concatenate([x_BE, h_BH], axis=-1),
                jnp.concatenate([kernel, recurrent_kernel]), self.dtype) + bias
+    return self.gates(carry, z)
+
+  @staticmethod
+  def gates(carry: Carry, z: jax.Array) -> Carry:
+    """The next carry, of [B, 4H] what goes into the gates."""
+    c_BH, _ = carry
     i, f, g, o = jnp.split(z, 4, axis=-1)
     c_BH = nn.sigmoid(f) * c_BH + nn.sigmoid(i) * jnp.tanh(g)
     return c_BH, nn.sigmoid(o) * jnp.tanh(c_BH)
@@ -64,8 +70,14 @@ class SimpleRNNCell(nn.Module):
         'recurrent_kernel', nn.initializers.orthogonal(),
         (self.width, self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
-    return jnp.tanh(_dense(x_BE, kernel, self.dtype)
-                    + _dense(h_BH, recurrent_kernel, self.dtype) + bias),
+    return self.gates(carry, dense(x_BE, kernel, self.dtype)
+                      + dense(h_BH, recurrent_kernel, self.dtype) + bias)
+
+  @staticmethod
+  def gates(carry: Carry, z: jax.Array) -> Carry:
+    """The next carry, of [B, H] what goes into tanh."""
+    del carry
+    return jnp.tanh(z),
 
   def start(self, batch_size: int) -> Carry:
     """The carry (h,) before the first step: zeros, float32 [B, H]."""

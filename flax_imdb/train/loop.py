@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -39,7 +40,9 @@ def train(config: ConfigDict, workdir: str,
   asked for it, when the last step is saved.
   """
   devices.check_batch_size(config.global_batch_size)
-  model = classifier.build_model(config)
+  model = classifier.for_device(
+      config, classifier.build_model(config), jax.local_devices()[0],
+      terminal.announce)
   with run.locked(workdir, terminal.announce):
     task = load(config, workdir, terminal, model)
     with (preemption.deferred(WAIT_EVERY) as stop,
