@@ -29,21 +29,18 @@ CHUNK = 4  # time steps a product
 _GATES = range(4)  # i f g o
 
 
-def most_width(dtype: Any) -> int:
-  """The largest width at which an H100 holds the recurrent weights on chip.
-
-  `dtype` is that of the operands. Above, registers would be spilled.
-  """
-  return 128 if jnp.dtype(dtype) == jnp.bfloat16 else 64
+# The largest width of which no register is spilled on an H100: at 128 those of
+# the backward pass in bfloat16 are, and float32 needs more shared memory than
+# there is.
+MOST_WIDTH = 64
 
 
 def refusal(width: int, dtype: Any) -> str | None:
   """Says in a line why there is no kernel of this width, or None."""
-  if width <= most_width(dtype):
+  if width <= MOST_WIDTH:
     return None
-  return (f'the GPU kernel of width {width} does not fit the registers: at most '
-          f'{most_width(jnp.bfloat16)} in bfloat16, {most_width(jnp.float32)} '
-          'in float32')
+  return (f'the GPU kernel keeps recurrent weights of at most width {MOST_WIDTH} '
+          f'on the chip, not of {width} in {jnp.dtype(dtype).name}')
 
 
 def lstm(weights: Sequence[Weights], x_TBE: jax.Array, lengths_B: jax.Array, *,
