@@ -24,25 +24,23 @@ import jax.numpy as jnp
 Weights = dict[str, jax.Array]
 
 TILE = 16  # reviews a block: the fewest rows that a tensor core multiplies
-CHUNK = 8  # time steps a product
+CHUNK = 4  # time steps a product
+
 _GATES = range(4)  # i f g o
 
 
-def most_width(dtype: Any) -> int:
-  """The largest width at which an H100 holds the recurrent weights on chip.
-
-  `dtype` is that of the operands. Above, registers would be spilled.
-  """
-  return 128 if jnp.dtype(dtype) == jnp.bfloat16 else 64
+# The largest width of which no register is spilled on an H100: at 128 those of
+# the backward pass in bfloat16 are, and float32 needs more shared memory than
+# there is.
+MOST_WIDTH = 64
 
 
 def refusal(width: int, dtype: Any) -> str | None:
   """Says in a line why there is no kernel of this width, or None."""
-  if width <= most_width(dtype):
+  if width <= MOST_WIDTH:
     return None
-  return (f'the GPU kernel of width {width} does not fit the registers: at most '
-          f'{most_width(jnp.bfloat16)} in bfloat16, {most_width(jnp.float32)} '
-          'in float32')
+  return (f'the GPU kernel keeps recurrent weights of at most width {MOST_WIDTH} '
+          f'on the chip, not of {width} in {jnp.dtype(dtype).name}')
 
 
 def lstm(weights: Sequence[Weights], x_TBE: jax.Array, lengths_B: jax.Array, *,
@@ -140,7 +138,7 @@ def _call(kernel, reverse, dtype, interpret, read, inputs, outputs):
       out_specs=[*(pl.BlockSpec() for _ in flat), pl.BlockSpec(
           (None, None, *chunk), lambda i, d: (i, d, 0, 0, 0))],
       compiler_params=triton.CompilerParams(
-          num_warps=4 if width <= 32 else 8, num_stages=1),
+          num_warps=8, num_stages=1),
   )(*jax.tree.leaves(arguments))
   return jax.tree.unflatten(form, results)
 
@@ -203,9 +201,9 @@ class _Block:
     return ((rows[:, None], of_gate[None]),
             (rows < size)[:, None] & inside[None])
 
-  def gates(self, name):
-    """The weights of all gates: a list of float32 [D, F], [F, F] or [F]."""
-    return [_read(self.weights[name], *self.place(name, k)) for k in _GATES]
+  def weight(self, name, gate):
+    """A gate's weights, float32 [D, F], [F, F] or, of the bias, [F]."""
+    return _read(self.weights[name], *self.place(name, gate))
 
   def dot(self, a, b, axes=(1, 0)):
     """Sums over the axis of a and that of b, in float32."""
@@ -257,13 +255,15 @@ def _activate(z):
 
 
 def _forward(block, h_ref, c_ref):
-  recurrent = block.gates('recurrent_kernel')
+  recurrent = [block.weight('recurrent_kernel', k) for k in _GATES]
 
   def chunk(n, carry):
     x_RD = block.inputs(block.chunk(n * CHUNK))
-    for k, (kernel, bias) in enumerate(zip(
-        block.gates('kernel'), block.gates('bias'), strict=True)):
-      block.scratch[k] = block.dot(x_RD, kernel) + bias[None]
+
+    def project(k, _):
+      block.scratch[k] = (block.dot(x_RD, block.weight('kernel', k))
+                          + block.weight('bias', k)[None])
+    lax.fori_loop(0, 4, project, None)
     block.barrier()
 
     def step(i, carry):
@@ -288,40 +288,49 @@ def _forward(block, h_ref, c_ref):
 
 
 def _backward(block, h_ref, c_ref, gradient_ref, of_weights, of_x_ref):
-  recurrent = block.gates('recurrent_kernel')
   chunks = pl.cdiv(block.length, CHUNK)
 
   def chunk(turn, carry):
     n = chunks - 1 - turn
     rows = block.chunk(n * CHUNK)
-    read = {'kernel': block.inputs(rows),
-            'recurrent_kernel': block.states(h_ref, rows.before, rows.begun)}
-    for k, bias in enumerate(block.gates('bias')):
-      block.scratch[k] = bias[None] + sum(
-          block.dot(a, _read(block.weights[name], *block.place(name, k)))
-          for name, a in read.items())
+    def read():
+      return {'kernel': block.inputs(rows),
+              'recurrent_kernel': block.states(h_ref, rows.before, rows.begun)}
+
+    def project(k, read):
+      block.scratch[k] = block.weight('bias', k)[None] + sum(
+          block.dot(a, block.weight(name, k)) for name, a in read.items())
+      return read
+    lax.fori_loop(0, 4, project, read())
     block.barrier()
-    carry = lax.fori_loop(0, CHUNK, functools.partial(step, n), carry)
+    recurrent = [block.weight('recurrent_kernel', k) for k in _GATES]
+    carry = lax.fori_loop(
+        0, CHUNK, functools.partial(step, n, recurrent), carry)
     block.barrier()
 
-    of_x_RD = 0.
-    for k in _GATES:
+    def gradient(name, k, factor):
       dz_RF = block.scratch[k]
-      of_x_RD += block.dot(
-          dz_RF, _read(block.weights['kernel'], *block.place('kernel', k)),
-          (1, 1))
-      for name, ref in of_weights.items():
-        index, mask = block.place(name, k)
-        index = (jnp.full_like(index[0], block.tile), *index)
-        sums = (block.dot(read[name], dz_RF, (0, 0)) if name in read else
-                dz_RF.sum(axis=0))
-        _write(ref, index, mask, sums + _read(ref, index, mask & (turn > 0)))
+      index, mask = block.place(name, k)
+      index = (jnp.full_like(index[0], block.tile), *index)
+      sums = (dz_RF.sum(axis=0) if factor is None else
+              block.dot(factor, dz_RF, (0, 0)))
+      ref = of_weights[name]
+      _write(ref, index, mask, sums + _read(ref, index, mask & (turn > 0)))
+      return factor
+    for name, factor in (read() | {'bias': None}).items():
+      lax.fori_loop(0, 4, functools.partial(gradient, name), factor)
+
+    def of_x(k, of_x_RD):
+      return of_x_RD + block.dot(
+          block.scratch[k], block.weight('kernel', k), (1, 1))
+    of_x_RD = lax.fori_loop(
+        0, 4, of_x, jnp.zeros((len(rows.there), len(block.of_x))))
     _write(of_x_ref, *_columns(rows.now, rows.there, block.of_x,
                                block.features), of_x_RD)
     block.barrier()
     return carry
 
-  def step(n, turn, carry):
+  def step(n, recurrent, turn, carry):
     dh_SF, dc_SF = carry
     i = CHUNK - 1 - turn
     rows = block.step(n * CHUNK + i)
