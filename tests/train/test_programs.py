@@ -97,14 +97,19 @@ def test_what_was_not_foreseen_compiles_when_it_comes(
 @pytest.mark.usefixtures('two_threads')
 def test_a_signal_ends_it_once_what_compiles_is_done(
     buckets, monkeypatch, tmp_path):
-  calls, left = [], threading.Event()
+  calls, waiting, left = [], threading.Event(), threading.Event()
   def compile_slowly(lowered):
     calls.append(lowered)
     if len(calls) == 1:
+      waiting.wait(timeout=20)
       os.kill(os.getpid(), signal.SIGINT)
     else:
       left.wait(timeout=20)
     return COMPILE(lowered)
+  def show(task, under_way, total):
+    if len(under_way) == total:
+      waiting.set()
+  monkeypatch.setattr(programs, '_show', show)
   shutdown = futures.ThreadPoolExecutor.shutdown
   def leave(self, wait=True, *, cancel_futures=False):
     if cancel_futures:  # no pool of orbax
