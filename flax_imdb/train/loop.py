@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import time
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -107,11 +108,11 @@ def _begin_or_resume(task: Task, checkpoints: Checkpoints) -> _Training:
 
 def _compile(task: Task, training: _Training, stop: preemption.Stop) -> None:
   """Compiles what is left to do, where that pays, see `programs`."""
-  rate = Rate()
+  start = time.perf_counter()
   steps_total = 0 if training.progress.stopped else task.steps_total
   programs.compile_ahead(
       task, training.state, range(training.step, steps_total), stop)
-  training.progress.seconds += rate.seconds()
+  training.progress.seconds += time.perf_counter() - start
 
 
 def _run_epochs(
