@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 
 from flax_imdb.analysis import ahead_of_time  # noqa: E402
 from flax_imdb.errors import UserError  # noqa: E402
-from flax_imdb.model.kernels import gpu  # noqa: E402
+from flax_imdb.model import gpu_kernel  # noqa: E402
 from flax_imdb.model.recurrent import RecurrentLayer  # noqa: E402
 
 # [T, B, E], H: configs/default.py, configs/words.py, and wider.
@@ -46,7 +46,8 @@ def layers(form: str, weights: list, x_TBE: jax.Array, lengths_B: jax.Array,
   """float32 [T, B, H] states; of two directions the second is reversed."""
   reverse = [d == 1 for d in range(len(weights))]
   if form == 'gpu':
-    return gpu.lstm(weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype)
+    return gpu_kernel.lstm(
+        weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype)
   width = weights[0]['recurrent_kernel'].shape[0]
   return [RecurrentLayer('lstm', width, jnp.dtype(dtype), reverse=r).apply(
       {'params': {'steps': {'cell': w}}}, x_TBE, lengths_B)[0]
@@ -132,7 +133,7 @@ def gpu_rows() -> Iterator[tuple[str, dict[str, Any] | str]]:
     for dtype in DTYPES:
       for form in ('scan', 'gpu'):
         name = '{} x {} x {}, width {} {} {}'.format(*shape, dtype, form)
-        refused = form == 'gpu' and gpu.refusal(shape[-1], dtype)
+        refused = form == 'gpu' and gpu_kernel.refusal(shape[-1], dtype)
         yield name, refused or gpu_row(form, shape, dtype)
 
 

@@ -29,7 +29,6 @@ class FlaxImdb:
     from flax_imdb.data.ngrams import NONE
     from flax_imdb.inference import evaluate
     from flax_imdb.model import classifier
-    from flax_imdb.terminal import CompileClock
     from flax_imdb.train.optimizer import build_optimizer
     from flax_imdb.train.step import init_state, make_train_step
     config = ConfigDict(recipe)
@@ -42,7 +41,8 @@ class FlaxImdb:
     # One step an epoch: the sums are those of the last step alone.
     self._train_step = make_train_step(config, model, optimizer, 1)
     config.data.bucket_width = bucket_width(recipe, mode)
-    self._logits = evaluate.make_logits(config, model, NONE, CompileClock())
+    self._logits = evaluate.make_logits(
+        config, evaluate.make_forward(model), NONE)
 
   def step(self, batch: Batch) -> None:
     self._state, self._sums = self._train_step(

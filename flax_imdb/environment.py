@@ -42,7 +42,7 @@ def _cpu_devices(global_batch_size: int, cores: int) -> int:
              default=1)
 
 
-def _cores() -> int:
+def available_cores() -> int:
   """The cores that this process may use, at least 1."""
   cores = len(os.sched_getaffinity(0)) if hasattr(
       os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -122,7 +122,7 @@ def configure(global_batch_size: int) -> None:
   for name in ('JAX_NUM_CPU_DEVICES', 'NPROC'):
     if not env.get(name):  # jax refuses an empty one
       env.pop(name, None)
-  cores = _cores()
+  cores = available_cores()
   if 'xla_force_host_platform_device_count' not in env.get('XLA_FLAGS', ''):
     env.setdefault(
         'JAX_NUM_CPU_DEVICES', str(_cpu_devices(global_batch_size, cores)))
@@ -184,7 +184,7 @@ def shares(jobs: int, global_batch_size: int) -> list[dict[str, str]]:
           f'--jobs={jobs}: each run takes a GPU, and there are {len(gpus)}: '
           f'give --jobs={len(gpus) or 1}, or set JAX_PLATFORMS=cpu')
     return [{'CUDA_VISIBLE_DEVICES': gpu} for gpu in gpus[:jobs]]
-  if jobs > (cores := _cores()):
+  if jobs > (cores := available_cores()):
     raise UserError(f'--jobs={jobs}: there are {cores} cores: give '
                     f'--jobs={cores}, or fewer with several each')
   devices = _cpu_devices(global_batch_size, cores // jobs)

@@ -1,6 +1,7 @@
 """What a person sees: lines, a live one, how fast it goes, what compiles."""
 
 from collections.abc import Callable
+import functools
 import logging
 import sys
 import time
@@ -62,24 +63,33 @@ class Rate:
 
 
 class CompileClock:
-  """Times the compilations: the first call for each batch width.
+  """Times the compilations: the first call for each batch shape.
 
   `begins` is called before each.
   """
 
   def __init__(self, begins: Callable[[], None] = lambda: None):
     self._begins, self._count, self._seconds = begins, 0, 0.0
+    self._compiled: set[tuple[Callable, tuple[int, ...]]] = set()
+
+  def note(self, function: Callable, batch: dict[str, Any]) -> bool:
+    """Notes that what `wrap` returned is compiled for the shape of this batch.
+
+    Returns whether that is new: then a call would have been timed.
+    """
+    program = function, batch['ids'].shape
+    is_new = program not in self._compiled
+    self._compiled.add(program)
+    return is_new
 
   def wrap(self, function: Callable[[Any, dict], Any]) -> Callable:
     """Counts what function(state, batch) compiles; waits for it."""
     import jax  # only now: this module comes before jax
 
-    seen = set()
+    @functools.wraps(function)  # and its `lower`
     def timed(state, batch):
-      shape = batch['ids'].shape
-      if shape in seen:
+      if not self.note(timed, batch):
         return function(state, batch)
-      seen.add(shape)
       self._begins()
       start = time.perf_counter()
       result = jax.block_until_ready(function(state, batch))

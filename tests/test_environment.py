@@ -292,7 +292,7 @@ print(jax.device_count(), int(devices.to_host(total)))
 @pytest.mark.parametrize('steps', [
     1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_device_per_core_runs_without_a_stall(steps, env):
-  devices = environment._cores()
+  devices = environment.available_cores()
   env.update(JAX_PLATFORMS='cpu', JAX_NUM_CPU_DEVICES=str(devices), XLA_FLAGS=(
       '--xla_cpu_collective_call_warn_stuck_timeout_seconds=2 '
       '--xla_cpu_collective_call_terminate_timeout_seconds=10'))

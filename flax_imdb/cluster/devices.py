@@ -8,6 +8,7 @@ model sees are then real ones, to print or to inspect in a debugger.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -24,10 +25,11 @@ VOTES = 'votes'  # of the processes that want to stop, see `preemption.Stop`
 
 
 def _devices() -> list[jax.Device]:
-  return jax.local_devices()[:1 if _debugging() else None]
+  return jax.local_devices()[:1 if debugging() else None]
 
 
-def _debugging() -> bool:
+def debugging() -> bool:
+  """Whether jit is off, so that nothing is compiled."""
   return jax.config.jax_disable_jit  # type: ignore[attr-defined]
 
 
@@ -113,7 +115,8 @@ def data_parallel(step: Callable[[Any, Any, Callable], tuple[Any, Any]],
   of `shard`. What it returns is replicated: (state, sums), or with `VOTES` in
   the batch, float32 [D, B/D], (state, (sums, votes)), the votes added up in the
   same all-reduce, to float32 []. It returns before they are computed, and on a
-  CPU begins once the step before is over.
+  CPU begins once the step before is over. Unless jit is off it has a `lower` of
+  the same arguments, as what `jax.jit` returns has.
   """
   def voting_step(state, batch):
     votes = [batch[VOTES].sum()] if VOTES in batch else []
@@ -124,7 +127,7 @@ def data_parallel(step: Callable[[Any, Any, Callable], tuple[Any, Any]],
     state, sums = step(state, batch, sum_over_devices)
     return state, (sums, *votes) if votes else sums
 
-  if _debugging():
+  if debugging():
     return lambda state, batch: voting_step(state, _only_shard(batch))
   compiled = jax.pmap(
       voting_step, AXIS, in_axes=(None, 0), out_axes=(None, None),
@@ -133,21 +136,24 @@ def data_parallel(step: Callable[[Any, Any, Callable], tuple[Any, Any]],
     return compiled
   # One thread a device, as in `environment`: queued steps would take those that
   # the others' all-reduce waits for, and never end.
-  return lambda state, batch: compiled(jax.block_until_ready(state), batch)
+  @functools.wraps(compiled)  # and its `lower`
+  def after_the_last(state, batch):
+    return compiled(jax.block_until_ready(state), batch)
+  return after_the_last
 
 
 def data_parallel_forward(
     function: Callable[[Any, Any], Any],
     devices: Sequence[jax.Device] | None = None) -> Callable:
   """Compiles function(params, batch) -> rows, which keep the device axis."""
-  if _debugging():
+  if debugging():
     return lambda params, batch: function(params, _only_shard(batch))
   return jax.pmap(
       function, AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
 
 
 def _sum_over_devices(tree: Any) -> Any:
-  if _debugging():
+  if debugging():
     return tree
   # One vector is one all-reduce; over gloo a tree costs one round trip a leaf.
   vector, unravel = ravel_pytree(tree)

@@ -37,11 +37,17 @@ class Stop:
     self._steps = 0
     self._agreed = False
 
+  def with_vote(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch of `devices.shard` as `voting` calls the step with it."""
+    if not self._several:
+      return batch
+    return batch | {devices.VOTES: np.full_like(
+        batch['weights'], self.signal is not None)}
+
   def voting(self, train_step: Callable[[Any, dict], Any]) -> Callable:
     """Lets each call of a `devices.data_parallel` step carry a vote."""
     def step(state, batch):
-      votes = np.full_like(batch['weights'], self.signal is not None)
-      state, (sums, total) = train_step(state, batch | {devices.VOTES: votes})
+      state, (sums, total) = train_step(state, self.with_vote(batch))
       self._votes.append(total)
       self._steps += 1
       return state, sums

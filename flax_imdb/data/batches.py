@@ -96,6 +96,19 @@ class TrainBatches:
     """The last short batch of each pass is counted."""
     return self.passes_per_epoch * self._steps_per_pass
 
+  def first_of_each_shape(self, steps: range) -> list[int]:
+    """Those of these steps whose batch has a shape that is new among them."""
+    reading = self.reading
+    if reading.segment_length:
+      return list(steps[:1])
+    lengths = self.reviews.lengths(reading.max_length)
+    first: dict[int, int] = {}  # by the width
+    for step in steps:
+      first.setdefault(padded_length(
+          int(lengths[self.rows(step)].max()), reading.bucket_width,
+          reading.max_length), step)
+    return list(first.values())
+
   def rows(self, step: int) -> np.ndarray:
     """The reviews of step 0, 1, 2, ... of the run, on all devices: int [m]."""
     number, i = divmod(step, self._steps_per_pass)
@@ -157,12 +170,27 @@ def eval_batches(
     yield np.pad(rows, (0, batch_size - len(rows)), constant_values=-1), batch
 
 
-def shapes(config: ConfigDict, rows: int,
-           devices: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def eval_sizes(reviews: Reviews, batch_size: int, reading: Reading,
+               share: Share = ALONE) -> set[tuple[int, int]]:
+  """The shapes of `ids` for one device, in what `eval_batches` yields."""
+  rows = batch_size // share.devices
+  if reading.segment_length:
+    return {(segments.eval_size(rows, reading), reading.segment_length)}
+  lengths = np.sort(reviews.lengths(reading.max_length))
+  longest = [*lengths[batch_size - 1:-1:batch_size], *lengths[-1:]]
+  return {(rows, padded_length(
+      int(length), reading.bucket_width, reading.max_length))
+          for length in longest}
+
+
+def shapes(config: ConfigDict, rows: int, devices: int,
+           ids: tuple[int, int] | None = None,
+           ) -> dict[str, tuple[tuple[int, ...], str]]:
   """Shape and dtype of each array of a batch for one of so many devices.
 
-  With `rows` reviews a device, as wide as can be; in segments with as many of
-  these as evaluation has, for those that training has depend on the reviews.
+  With `rows` reviews a device and this shape of `ids`. By default they are as
+  wide as can be; in segments as many of these as evaluation has, for those that
+  training has depend on the reviews.
   """
   reading, inputs = Reading.of(config.data), config.model.inputs.split('+')
   size, width = rows, reading.max_length
@@ -171,6 +199,8 @@ def shapes(config: ConfigDict, rows: int,
       ('labels', 'float32'), ('weights', 'float32'), ('places', 'int32'))}
   if reading.segment_length:
     size, width = segments.eval_size(rows, reading), reading.segment_length
+  size, width = ids or (size, width)
+  if reading.segment_length:
     found['segments'] = (rows, segments.most_segments(reading)), 'int32'
   if 'bigrams' in inputs:
     found['bigrams'] = (size, width), 'int32'

@@ -39,17 +39,22 @@ def make_forward(model: classifier.SentimentClassifier,
       functools.partial(classifier.predict, model), others)
 
 
-def make_logits(config: ConfigDict, model: classifier.SentimentClassifier,
-                ngrams: Ngrams, compiled: CompileClock) -> Logits:
+def forward_of(restored: run.Run) -> Callable:
+  """`make_forward` of a run's model in the form that this device has."""
+  return make_forward(classifier.for_device(
+      restored.config, restored.model, jax.local_devices()[0]))
+
+
+def make_logits(
+    config: ConfigDict, forward: Callable, ngrams: Ngrams) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
-  `params` are replicated; reviews need no features, `ngrams` gives them. Each
-  review goes through the model once; its logit does not depend on the number of
-  devices, nor, as long as padding is masked, on its batch. Each process works
-  on its own rows, and all get all logits.
+  `forward` is what `make_forward` returned. `params` are replicated; reviews
+  need no features, `ngrams` gives them. Each review goes through the model
+  once; its logit does not depend on the number of devices, nor, as long as
+  padding is masked, on its batch. Each process works on its own rows, and all
+  get all logits.
   """
-  forward = compiled.wrap(make_forward(
-      classifier.for_device(config, model, jax.local_devices()[0])))
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
   annotate = functools.lru_cache(maxsize=1)(ngrams.annotate)  # each epoch's
@@ -114,7 +119,7 @@ def evaluate_run(workdir: str, which: str | None, split: str,
       'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = make_logits(
-      restored.config, restored.model, restored.ngrams, compiled)
+      restored.config, compiled.wrap(forward_of(restored)), restored.ngrams)
   result = score(logits(restored.params, reviews), reviews.labels)
   announce(f'step {restored.step}{compiled.take()}')
   announce(score_text(split, result))

@@ -15,7 +15,6 @@ from flax_imdb.data.tokenizer import UNKNOWN_ID
 from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
 from flax_imdb.storage import files
-from flax_imdb.terminal import CompileClock
 
 _PART_CHARACTERS = 1 << 22  # some 2,000 reviews
 # Bytes: some 50,000 reviews of IMDB. They are read whole, so that a mistake in
@@ -34,7 +33,7 @@ def predict_run(workdir: str, which: str | None, texts: Sequence[str],
   """
   found = run.restore(workdir, which)
   logits = evaluate.make_logits(
-      found.config, found.model, found.ngrams, CompileClock())
+      found.config, evaluate.forward_of(found), found.ngrams)
   for part in _parts(texts):
     for prediction in predict(
         logits, found.params, found.tokenizer, part, found.temperature):

@@ -165,7 +165,7 @@ class SentimentClassifier(nn.Module):
         self.recurrence, self.cell,
         [params[name]['steps']['cell'] for name in names], x_TSE, lengths_S,
         reverse=reverse, dtype=dtype, remat=self.remat)
-    # Past a review's end the last state repeats; backward the first is the last.
+    # Past a review's end its last state repeats.
     return [(h_TSH, h_TSH[0 if backward else -1])
             for h_TSH, backward in zip(states, reverse, strict=True)]
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_imdb.errors import UserError
-from flax_imdb.model import joint
-from flax_imdb.model.kernels import gpu, tpu
+from flax_imdb.model import gpu_kernel, joint, tpu_kernel
 
 # Steps and reviews of the layer that is compiled to see whether it can be.
 _TRIED = 128, 512
@@ -58,10 +57,10 @@ def _kernel(layer: Layer, device: jax.Device) -> tuple[str, str]:
   if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
     return 'scan', 'config.debug runs without jit'
   if device.platform == 'tpu':
-    form, why = 'tpu', tpu.refusal(
+    form, why = 'tpu', tpu_kernel.refusal(
         layer.width, layer.features, layer.dtype, kind)
   elif 'NVIDIA' in kind:
-    form, why = 'gpu', gpu.refusal(layer.width, layer.dtype)
+    form, why = 'gpu', gpu_kernel.refusal(layer.width, layer.dtype)
   else:
     return 'scan', (f'{kind} is no TPU and no GPU of NVIDIA, which have a '
                     'kernel: give --config.model.recurrence=scan, or auto')
@@ -100,6 +99,6 @@ def recurrence(form: str, cell: str, weights: Sequence[dict[str, jax.Array]],
     return joint.recurrence(
         cell, weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype,
         remat=remat)
-  return (gpu if form == 'gpu' else tpu).lstm(
+  return (gpu_kernel if form == 'gpu' else tpu_kernel).lstm(
       weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype,
       interpret=form == 'interpret')

@@ -21,7 +21,6 @@ from flax_imdb.data.reviews import Reviews
 from flax_imdb.data.tokenizer import START_ID
 from flax_imdb.model import classifier, word_head
 from flax_imdb.model.classifier import Params
-from flax_imdb.terminal import CompileClock
 
 _LOWEST = -1e30  # of a logit that is left out; -inf would have no gradient
 
@@ -96,14 +95,13 @@ def make_forward(model: classifier.SentimentClassifier,
   return devices.data_parallel_forward(forward, others)
 
 
-def make_sums(config: ConfigDict, model: classifier.SentimentClassifier,
-              compiled: CompileClock) -> Callable[[Any, Reviews], np.ndarray]:
+def make_sums(config: ConfigDict,
+              forward: Callable) -> Callable[[Any, Reviews], np.ndarray]:
   """Makes sums(params, reviews) -> float64 [3], of `_sums` over all reviews.
 
-  `params` are replicated. Each process works on its own rows, and all get the
-  same.
+  `forward` is what `make_forward` returned, `params` are replicated. Each
+  process works on its own rows, and all get the same.
   """
-  forward = compiled.wrap(make_forward(model))
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
 

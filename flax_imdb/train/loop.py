@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax_imdb.data.reviews import LABELS, Reviews
 from flax_imdb.inference import calibration, evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.terminal import Rate, Terminal
-from flax_imdb.train import language_model, stopping
+from flax_imdb.train import language_model, programs, stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import learning_rate_schedule
 from flax_imdb.train.step import TrainState, init_state, state_shapes
@@ -48,6 +49,7 @@ def train(config: ConfigDict, workdir: str,
     with (preemption.deferred(WAIT_EVERY) as stop,
           Checkpoints(workdir) as checkpoints):
       training = _begin_or_resume(task, checkpoints)
+      _compile(task, training, stop)
       _run_epochs(task, training, stop)
       return _finish(task, training, stop)
 
@@ -105,6 +107,15 @@ def _begin_or_resume(task: Task, checkpoints: Checkpoints) -> _Training:
              f'{training.step} of {task.steps_total}'
              + (', stopped early' if stopped else ''))
   return training
+
+
+def _compile(task: Task, training: _Training, stop: preemption.Stop) -> None:
+  """Compiles what is left to do, where that pays, see `programs`."""
+  start = time.perf_counter()
+  steps_total = 0 if training.progress.stopped else task.steps_total
+  programs.compile_ahead(
+      task, training.state, range(training.step, steps_total), stop)
+  training.progress.seconds += time.perf_counter() - start
 
 
 def _run_epochs(

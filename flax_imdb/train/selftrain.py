@@ -101,9 +101,10 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
   teaching.data.unlabelled_split = config.data.unlabelled_split
   unlabelled = load_splits(teaching, found.tokenizer, terminal.announce,
                            ['unlabelled'])['unlabelled']
+  compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = evaluate.make_logits(
-      found.config, found.model, found.ngrams, CompileClock(
-          lambda: processes.report_alive('compile')))(found.params, unlabelled)
+      found.config, compiled.wrap(evaluate.forward_of(found)),
+      found.ngrams)(found.params, unlabelled)
   terminal.announce(f'{teacher} labels {len(logits):,} reviews, '
                     f'{(logits > 0).mean():.1%} of them positive')
   return 1 / (1 + np.exp(-logits / found.temperature)), {

@@ -44,6 +44,7 @@ class Task:
   model: classifier.SentimentClassifier
   optimizer: Any
   train_step: Callable[[TrainState, dict], tuple[TrainState, Metrics]]
+  forward: Callable[[Any, dict], Any]  # that of evaluation
   outputs: evaluate.Logits  # or what `language_model.make_sums` returns
   compiled: CompileClock
 
@@ -85,15 +86,16 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal,
       config.min_steps_per_epoch)
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock(lambda: processes.report_alive('compile'))
-  outputs = (
-      language_model.make_sums(config, model, compiled)
-      if config.objective == 'language_model' else
-      evaluate.make_logits(config, model, known, compiled))
+  words = config.objective == 'language_model'
+  forward = compiled.wrap(
+      (language_model if words else evaluate).make_forward(model))
+  outputs = (language_model.make_sums(config, forward) if words else
+             evaluate.make_logits(config, forward, known))
   return Task(
       config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
       compiled.wrap(make_train_step(
           config, model, optimizer, batches.steps_per_epoch)),
-      outputs, compiled)
+      forward, outputs, compiled)
 
 
 def _pseudo_labelled(

@@ -142,7 +142,7 @@ def test_jobs_run_at_the_same_time_on_their_own_cores(
     tmp_path, played, monkeypatch, jobs, devices):
   """One job alone chooses for itself."""
   monkeypatch.delenv('JAX_NUM_CPU_DEVICES')
-  monkeypatch.setattr('flax_imdb.environment._cores', lambda: 4)
+  monkeypatch.setattr('flax_imdb.environment.available_cores', lambda: 4)
   monkeypatch.setenv('PLAY_TOGETHER', str(jobs))
   finished(run_here(*_sweep(
       tmp_path, f'--jobs={jobs}', '--config.global_batch_size=64')))

@@ -27,7 +27,6 @@ from flax_imdb.data.reviews import LABELS
 from flax_imdb.data.tokenizer import PADDING_ID, START_ID, fit_tokenizer
 from flax_imdb.inference import evaluate, export, predict
 from flax_imdb.model import classifier
-from flax_imdb.terminal import CompileClock
 
 OLD = ROOT / 'tests' / 'checkpoint' / 'run_of_0.1.0.tar.gz'
 EXAMPLE = ROOT / 'examples' / 'serve_export.py'
@@ -149,7 +148,8 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
       {'labels': LABELS, 'threshold': 0, 'rows': rows, 'unescape': True,
        'inputs': ['ids', 'lengths'],
        'reading': dataclasses.asdict(Reading.of(config.data))}))
-  logits = evaluate.make_logits(config, model, NONE, CompileClock())
+  logits = evaluate.make_logits(
+      config, evaluate.make_forward(model), NONE)
   texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
   want = predict.predict(
       logits, devices.replicate(params), tokenizer, texts)

@@ -15,15 +15,20 @@ import pytest
 from support.models import default_with, drawn_params
 
 from flax_imdb.errors import UserError
-from flax_imdb.model import classifier, forms, joint
-from flax_imdb.model.kernels import gpu, tpu
+from flax_imdb.model import (
+  classifier,
+  forms,
+  gpu_kernel,
+  joint,
+  tpu_kernel,
+)
 from flax_imdb.model.recurrent import CELLS, RecurrentLayer
 
 BOTH = (False, True)
 FORMS = {
     'joint': functools.partial(joint.recurrence, 'lstm'),
-    'tpu': functools.partial(tpu.lstm, interpret=True),
-    'gpu': functools.partial(gpu.lstm, interpret=True)}
+    'tpu': functools.partial(tpu_kernel.lstm, interpret=True),
+    'gpu': functools.partial(gpu_kernel.lstm, interpret=True)}
 
 
 def _inputs(length, rows, features, width, directions=2, seed=0, gates=4):
@@ -204,7 +209,8 @@ def test_a_model_of_another_form_gives_the_same_logits(form, fields):
   model = classifier.build_model(config)
   params = drawn_params(model)
   params['embed']['embedding'] *= 4
-  other = model.clone(recurrence='interpret' if form == 'interpret' else 'joint')
+  other = model.clone(
+      recurrence='interpret' if form == 'interpret' else 'joint')
   rng = np.random.default_rng(0)
   ids = rng.integers(4, 50, (6, 8)).astype(np.int32)
   lengths = np.array([8, 3, 1, 7, 8, 2], np.int32)

@@ -14,7 +14,7 @@ import pytest
 from support.command import ROOT
 
 from flax_imdb.cluster.devices import data_parallel
-from flax_imdb.model.kernels import gpu
+from flax_imdb.model import gpu_kernel
 from flax_imdb.model.recurrent import RecurrentLayer
 
 BOTH = (False, True)
@@ -51,7 +51,7 @@ def _scan(weights, x, lengths, reverse, dtype):
 
 
 def _kernel(weights, x, lengths, reverse, dtype):
-  return gpu.lstm(weights, x, lengths, reverse=reverse, dtype=dtype,
+  return gpu_kernel.lstm(weights, x, lengths, reverse=reverse, dtype=dtype,
                   interpret=True)
 
 
@@ -169,10 +169,10 @@ def test_a_step_of_all_devices_takes_it():
 
 
 def test_a_width_that_the_chip_cannot_hold_is_refused():
-  assert gpu.refusal(gpu.MOST_WIDTH, jnp.float32) is None
-  inputs = _inputs(2, 2, 3, gpu.MOST_WIDTH + 1)
+  assert gpu_kernel.refusal(gpu_kernel.MOST_WIDTH, jnp.float32) is None
+  inputs = _inputs(2, 2, 3, gpu_kernel.MOST_WIDTH + 1)
   with pytest.raises(ValueError, match='at most width 64 .* not of 65 in float'):
-    gpu.lstm(*inputs[:3], reverse=BOTH)
+    gpu_kernel.lstm(*inputs[:3], reverse=BOTH)
 
 
 @pytest.fixture

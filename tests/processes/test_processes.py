@@ -106,6 +106,26 @@ def test_two_processes_give_the_bits_of_two_devices(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_compile_ahead_and_give_the_same_bits(trained, tmp_path):
+  address, script = _address(), '''
+import sys
+from flax_imdb import main
+from flax_imdb.train import programs
+programs.threads = lambda: 2  # as on an accelerator
+sys.exit(main.main(sys.argv[1:]))'''
+  both = [subprocess.Popen(
+      [sys.executable, '-c', script, *TINY, f'--workdir={tmp_path}',
+       f'--coordinator_address={address}', '--num_processes=2',
+       f'--process_id={i}'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, env=environ(JAX_NUM_CPU_DEVICES='1'))
+          for i in (0, 1)]
+  (status, out, err), (other, _, _) = [_ends(process) for process in both]
+  assert (status, other) == (0, 0), err
+  assert '\n2 programs compiled' in out and '\nfirst step done\n' in out
+  _assert_same(tmp_path, trained[0])
+
+
+@pytest.mark.slow
 def test_two_processes_teach_themselves_as_one_does(tmp_path):
   flags = (*TINY, '--config.data.unlabelled_split=train[500:600]',
            '--config.self_training_rounds=1')

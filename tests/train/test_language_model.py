@@ -18,7 +18,6 @@ from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.errors import UserError
 from flax_imdb.model import classifier, word_head
-from flax_imdb.terminal import CompileClock
 from flax_imdb.train import language_model
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import init_state, make_train_step
@@ -182,7 +181,8 @@ def test_it_learns_a_text_in_which_each_word_says_the_next():
   step = make_train_step(config, model, optimizer, 5)
   batches = TrainBatches(reviews, 0, 8, Reading.of(config.data),
                          Share(*devices.share()))
-  sums = language_model.make_sums(config, model, CompileClock())
+  sums = language_model.make_sums(
+      config, language_model.make_forward(model))
   before = language_model.score(sums(state.params, reviews))
   for i in range(100):
     state, _ = step(state, devices.shard(batches(i)))

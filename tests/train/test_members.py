@@ -13,7 +13,6 @@ from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
-from flax_imdb.terminal import CompileClock
 from flax_imdb.train.optimizer import build_optimizer
 from flax_imdb.train.step import init_state, make_train_step
 
@@ -88,8 +87,9 @@ def test_what_they_predict_is_the_mean(together):
   config, _, (model, known, state, _) = together
   params = state.eval_params()
   def logits(model, params):
-    return evaluate.make_logits(config, model, known, CompileClock())(
-        devices.replicate(params), _reviews())
+    return evaluate.make_logits(
+        config, evaluate.make_forward(model), known)(
+            devices.replicate(params), _reviews())
   single = model.clone(members=1)
   want = [logits(single, jax.tree.map(lambda x, i=i: x[i], params))
           for i in range(2)]

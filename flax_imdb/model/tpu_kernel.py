@@ -163,7 +163,7 @@ _lstm.defvjp(_lstm_fwd, _lstm_bwd)
 
 def _forward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
              kernels: list[jax.Array], biases: list[jax.Array], saved: bool):
-  """The states [T, H, B] a direction; `saved`, also h and c before each step."""
+  """States [T, H, B] a direction; `saved`, also h and c before each step."""
   length, e, rows = x_TEB.shape
   h = kernels[0].shape[0] // 4
   times = _times(plan, plan.reverse)
@@ -270,10 +270,7 @@ def _forward_kernel(plan: _Plan, lengths_1L, xs, kernels, biases, states,
 
   carry = _read(h_carry, c_carry)
   carry = jax.lax.fori_loop(
-      0, plan.steps // plan.unrolled,
-      lambda n, carry: functools.reduce(
-          lambda carry, u: step(n * plan.unrolled + u, carry), range(plan.unrolled),
-          carry), carry)
+      0, plan.steps, step, carry, unroll=plan.unrolled)
   _write(carry, h_carry, c_carry)
 
 
@@ -338,7 +335,7 @@ def _place(plan: _Plan, reverse: bool, chunk: jax.Array, number: jax.Array,
 
 
 def _gates(plan: _Plan, kernel, bias, read: jax.Array) -> list[jax.Array]:
-  """tanh of g, and of half of i, f and o: one operation, sigmoid is three."""
+  """Tanh of g, and of half of i, f and o: one operation, sigmoid is three."""
   z = _dot(plan, kernel[...], read, 0) + jnp.concatenate(
       [bias[...]] * (plan.tile // LANES), axis=1)
   i, f, g, o = jnp.split(z, 4)
