@@ -65,7 +65,9 @@ def _module(file):
 def test_every_module_stands_on_a_floor():
   floors = {_floor(_module(file)) for file in MODULES}
   assert floors == {*FLOORS, '__init__'}
-  assert not list(PACKAGE.glob('*/*/*.py'))
+  assert {file.parent.relative_to(PACKAGE).as_posix()
+          for file in PACKAGE.glob('*/*/*.py')} == {'model/kernels'}
+  assert not list(PACKAGE.glob('*/*/*/*.py'))
 
 
 @pytest.mark.parametrize('file', MODULES, ids=_name)
