@@ -39,8 +39,9 @@ def refusal(width: int, dtype: Any) -> str | None:
   """Says in a line why there is no kernel of this width, or None."""
   if width <= MOST_WIDTH:
     return None
-  return (f'the GPU kernel keeps recurrent weights of at most width {MOST_WIDTH} '
-          f'on the chip, not of {width} in {jnp.dtype(dtype).name}')
+  return ('the GPU kernel keeps recurrent weights of at most width '
+          f'{MOST_WIDTH} on the chip, not of {width} in '
+          f'{jnp.dtype(dtype).name}')
 
 
 def lstm(weights: Sequence[Weights], x_TBE: jax.Array, lengths_B: jax.Array, *,
@@ -117,7 +118,9 @@ def _call(kernel, reverse, dtype, interpret, read, inputs, outputs):
   weights, x, _ = read
   width = weights[0]['recurrent_kernel'].shape[0]
   tiles = pl.cdiv(x.shape[1], TILE)
-  chunk = (4, CHUNK * TILE, _power_of_two(width))
+  # What gates activate, and its gradient: not in place, or a warp that is late
+  # would read what another one has written.
+  chunk = (2, 4, CHUNK * TILE, _power_of_two(width))
   arguments = (*read, inputs)
   tree = jax.tree.structure((*arguments, outputs))
 
@@ -136,7 +139,7 @@ def _call(kernel, reverse, dtype, interpret, read, inputs, outputs):
       run, grid=(tiles, len(reverse)), interpret=interpret, name=run.__name__,
       out_shape=[*flat, _float32(tiles, len(reverse), *chunk)],
       out_specs=[*(pl.BlockSpec() for _ in flat), pl.BlockSpec(
-          (None, None, *chunk), lambda i, d: (i, d, 0, 0, 0))],
+          (None, None, *chunk), lambda i, d: (i, d, 0, 0, 0, 0))],
       compiler_params=triton.CompilerParams(
           num_warps=8, num_stages=1),
   )(*jax.tree.leaves(arguments))
@@ -223,11 +226,12 @@ class _Block:
 
   def write(self, ref, rows, value):
     """Writes float32 [., F] into a ref [T, B, H] at `_Rows`."""
-    _write(ref, *_columns(rows.now, rows.there, self.of_h, self.width), value)
+    _write(ref, value,
+           *_columns(rows.now, rows.there, self.of_h, self.width))
 
-  def step_gates(self, i):
-    """The places of a step's gates in the scratch."""
-    return [(k, pl.ds(i * TILE, TILE)) for k in _GATES]
+  def places(self, part, i):
+    """Where in that part of the scratch the gates of a chunk's step i are."""
+    return [(part, k, pl.ds(i * TILE, TILE)) for k in _GATES]
 
   def barrier(self):
     """Lets a thread read what others of its block have written."""
@@ -239,7 +243,7 @@ def _read(ref, index, mask, other=0.):
   return triton.load(ref.at[index], mask=mask, other=other)
 
 
-def _write(ref, index, mask, value):
+def _write(ref, value, index, mask):
   triton.store(ref.at[index], value, mask=mask)
 
 
@@ -261,7 +265,7 @@ def _forward(block, h_ref, c_ref):
     x_RD = block.inputs(block.chunk(n * CHUNK))
 
     def project(k, _):
-      block.scratch[k] = (block.dot(x_RD, block.weight('kernel', k))
+      block.scratch[0, k] = (block.dot(x_RD, block.weight('kernel', k))
                           + block.weight('bias', k)[None])
     lax.fori_loop(0, 4, project, None)
     block.barrier()
@@ -269,9 +273,10 @@ def _forward(block, h_ref, c_ref):
     def step(i, carry):
       h_SF, c_SF = carry
       rows = block.step(n * CHUNK + i)
+      places = block.places(0, i)
       i, f, g, o = _activate([
           block.scratch[place] + block.dot(h_SF, kernel)
-          for place, kernel in zip(block.step_gates(i), recurrent, strict=True)])
+          for place, kernel in zip(places, recurrent, strict=True)])
       inside = rows.inside[:, None]
       c_SF = jnp.where(inside, f * c_SF + i * g, c_SF)
       h_SF = jnp.where(inside, o * jnp.tanh(c_SF), h_SF)
@@ -298,7 +303,7 @@ def _backward(block, h_ref, c_ref, gradient_ref, of_weights, of_x_ref):
               'recurrent_kernel': block.states(h_ref, rows.before, rows.begun)}
 
     def project(k, read):
-      block.scratch[k] = block.weight('bias', k)[None] + sum(
+      block.scratch[0, k] = block.weight('bias', k)[None] + sum(
           block.dot(a, block.weight(name, k)) for name, a in read.items())
       return read
     lax.fori_loop(0, 4, project, read())
@@ -309,34 +314,34 @@ def _backward(block, h_ref, c_ref, gradient_ref, of_weights, of_x_ref):
     block.barrier()
 
     def gradient(name, k, factor):
-      dz_RF = block.scratch[k]
+      dz_RF = block.scratch[1, k]
       index, mask = block.place(name, k)
       index = (jnp.full_like(index[0], block.tile), *index)
       sums = (dz_RF.sum(axis=0) if factor is None else
               block.dot(factor, dz_RF, (0, 0)))
       ref = of_weights[name]
-      _write(ref, index, mask, sums + _read(ref, index, mask & (turn > 0)))
+      _write(ref, sums + _read(ref, index, mask & (turn > 0)), index, mask)
       return factor
     for name, factor in (read() | {'bias': None}).items():
       lax.fori_loop(0, 4, functools.partial(gradient, name), factor)
 
     def of_x(k, of_x_RD):
       return of_x_RD + block.dot(
-          block.scratch[k], block.weight('kernel', k), (1, 1))
+          block.scratch[1, k], block.weight('kernel', k), (1, 1))
     of_x_RD = lax.fori_loop(
         0, 4, of_x, jnp.zeros((len(rows.there), len(block.of_x))))
-    _write(of_x_ref, *_columns(rows.now, rows.there, block.of_x,
-                               block.features), of_x_RD)
+    _write(of_x_ref, of_x_RD, *_columns(rows.now, rows.there, block.of_x,
+                                        block.features))
     block.barrier()
     return carry
 
   def step(n, recurrent, turn, carry):
     dh_SF, dc_SF = carry
-    i = CHUNK - 1 - turn
-    rows = block.step(n * CHUNK + i)
+    at = CHUNK - 1 - turn
+    rows = block.step(n * CHUNK + at)
     inside = rows.inside[:, None]
-    places = block.step_gates(i)
-    i, f, g, o = _activate([block.scratch[place] for place in places])
+    i, f, g, o = _activate(
+        [block.scratch[place] for place in block.places(0, at)])
     c_SF = block.states(c_ref, rows.before, rows.begun)
     tanh = jnp.tanh(f * c_SF + i * g)
     dh_SF += block.states(gradient_ref, rows.now, rows.there)
@@ -344,7 +349,7 @@ def _backward(block, h_ref, c_ref, gradient_ref, of_weights, of_x_ref):
     dc = jnp.where(inside, dc_SF, 0) + dh * o * (1 - tanh * tanh)
     dz = (dc * g * i * (1 - i), dc * c_SF * f * (1 - f), dc * i * (1 - g * g),
           dh * tanh * o * (1 - o))
-    for place, z in zip(places, dz, strict=True):
+    for place, z in zip(block.places(1, at), dz, strict=True):
       block.scratch[place] = z
     before = sum(block.dot(z, kernel, (1, 1))
                  for z, kernel in zip(dz, recurrent, strict=True))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support.models import default_with, drawn_params
 
+from flax_imdb.cluster.devices import data_parallel
 from flax_imdb.errors import UserError
 from flax_imdb.model import (
   classifier,
@@ -158,19 +159,22 @@ def test_what_is_at_padding_is_never_read(form):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_members_are_computed_side_by_side(form):
-  *first, lengths, d_first = _inputs(5, 3, 4, 4, directions=1)
-  *second, _, d_second = _inputs(5, 3, 4, 4, directions=1, seed=1)
-  members = (*first, d_first), (*second, d_second)
-  def run(weights, x, d_states):
-    states, backward = jax.vjp(lambda weights, x: FORMS[form](
-        weights, x, lengths, reverse=(True,), dtype=jnp.float32), weights, x)
-    return states, backward(d_states)
-  got = jax.jit(jax.vmap(run))(
-      *jax.tree.map(lambda *a: np.stack(a), *members))
-  for m, (weights, x, d_states) in enumerate(members):
-    want = _run(_scan, (weights, x, lengths, d_states), (True,))
-    assert max(_errors(jax.tree.map(lambda a, m=m: a[m], got), want)) < 1e-5
+def test_members_learn_side_by_side_in_the_step_of_all_devices(form):
+  members = [_inputs(5, 3, 4, 4, directions=1, seed=s)[:3] for s in range(2)]
+  weights, x, lengths = jax.tree.map(lambda *a: np.stack(a), *members)
+  def gradient(form, weights, x, lengths):
+    return jax.grad(lambda weights, x: sum((h**2).sum() for h in form(
+        weights, x, lengths, reverse=(True,), dtype=jnp.float32)),
+                    argnums=(0, 1))(weights, x)
+  def step(weights, batch, sum_over_devices):
+    return sum_over_devices(jax.vmap(functools.partial(gradient, FORMS[form]))(
+        weights, batch['x'], batch['lengths'])), ()
+  n = jax.local_device_count()
+  got, _ = data_parallel(step)(weights, {
+      'x': np.stack([x] * n), 'lengths': np.stack([lengths] * n)})
+  for m, member in enumerate(members):
+    want = jax.jit(functools.partial(gradient, _scan))(*member)
+    assert max(_errors(jax.tree.map(lambda a, m=m: a[m] / n, got), want)) < 1e-5
 
 
 @pytest.mark.parametrize('remat', [True, False])
@@ -284,6 +288,12 @@ def test_a_kernel_that_does_not_compile_says_why():
   # A CPU has no compiler of it: the real failure of one that is there.
   why = forms._failure('tpu', LAYER, jax.devices()[0])
   assert why.startswith('it does not compile: ') and '\n' not in why
+
+
+def test_a_gpu_kernel_that_is_too_wide_raises():
+  inputs = _inputs(2, 2, 3, gpu_kernel.MOST_WIDTH + 1)
+  with pytest.raises(ValueError, match='at most width 64 .* not of 65 in f'):
+    gpu_kernel.lstm(*inputs[:3], reverse=BOTH)
 
 
 def test_interpreting_is_for_training_alone():
