@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 import numpy as np
 
+from flax_imdb.analysis import schedules
 from flax_imdb.cluster.devices import AXIS
 from flax_imdb.data.batches import shapes
 from flax_imdb.errors import UserError
@@ -59,6 +60,7 @@ def describe(topology: str) -> Sequence[jax.Device]:
   options: dict[str, Any] = {}
   if chip:
     os.environ.update(_LIBTPU | os.environ)
+    schedules.dump_folder()
     options['chips_per_host_bounds'] = [min(int(x), 2), min(int(y), 2), 1]
     if chip == 'v4':  # both cores of a chip are one device, as on real ones
       options['chip_config_name'] = 'megacore'
@@ -101,6 +103,8 @@ def compile_for(config: ConfigDict, topology: str,
                       f'{topology}: use a smaller one')
     announce(f'{name}: {size // n} reviews a device, '
              f'{config.data.max_length} tokens each, {_program_text(program)}')
+    if name == 'train':
+      announce(f'  estimate: {_estimate_text(program, chip)}')
   announce('the largest batch, looked for by compiling the train step:')
   largest = largest_batch(config, devices, MEMORY[chip], announce)
   announce(f'largest batch to train with: {largest:,} reviews, '
@@ -117,6 +121,22 @@ def _program_text(program: dict[str, Any]) -> str:
           'temporary {temp_mib:.1f}, output {output_mib:.1f}, of that '
           '{alias_mib:.1f} in place of arguments\n'.format(**program)
           + f'  all-reduces: {program["all_reduces"]}; {donated}')
+
+
+def _estimate_text(program: dict[str, Any], chip: str) -> str:
+  """A line about how long a step is, as far as the compiler knows."""
+  if chip == 'cuda':
+    return f'{schedules.gpu_kernels(program["hlo"]):,} kernels a step'
+  found = schedules.estimate(program['hlo'], program['bundles'])
+  clock = schedules.CLOCK[chip]
+  return (f'{found.cycles / 1e6:.2f} M cycles, '
+          f'{found.cycles / clock / 1e6:.2f} ms at {clock} GHz, by the '
+          'compiler; '
+          + (f'of them {found.kernel_cycles / 1e6:.2f} M scheduled in kernels; '
+             if found.kernel_cycles else '')
+          + (f'{found.unread} kernels or loops of unknown length left out; '
+             if found.unread else '')
+          + 'not a time')
 
 
 def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
@@ -160,7 +180,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   Returns {} if it does not fit the memory. Else compile_seconds; MiB a device,
   peak_mib = argument_mib + temp_mib (less what a TPU keeps on its chip) +
   output_mib - alias_mib (donated); state_arrays, of them donated_arrays;
-  all_reduces; hlo, XLA's optimised instructions as text.
+  all_reduces; hlo, XLA's optimised instructions as text; bundles of a TPU's
+  kernels, see `schedules.py`.
   """
   mesh = sharding.Mesh(np.array(devices), (AXIS,))
   whole, split = (sharding.NamedSharding(mesh, sharding.PartitionSpec(*axes))
@@ -197,6 +218,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
     jax.config.update(_CACHE_FROM, cache_from)
   seconds = time.perf_counter() - start
   hlo, memory = compiled.as_text(), compiled.memory_analysis()
+  bundles = schedules.kernel_bundles(
+      schedules.dump_folder() if devices[0].platform == 'tpu' else None)
   mib = {f'{k}_mib': getattr(memory, f'{k}_size_in_bytes') / 2**20
          for k in ('argument', 'temp', 'output', 'alias')}
   return {
@@ -204,4 +227,5 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
       'peak_mib': sum(mib.values()) - 2 * mib['alias_mib'], **mib,
       'state_arrays': len(jax.tree.leaves(state)) if training else 0,
       'donated_arrays': hlo.count('-alias)'), 'hlo': hlo,
+      'bundles': bundles,
       'all_reduces': len(re.findall(r' all-reduce(?:-start)?\(', hlo))}

@@ -176,7 +176,7 @@ def _forward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
       out_shape=[[jax.ShapeDtypeStruct((length, h, rows), _F32)
                   for _ in kernels]] * out,
       scratch_shapes=[[pltpu.VMEM((h, plan.tile), _F32) for _ in kernels]] * 2,
-      name='lstm_forward', **_options(plan),
+      name=_name('forward', plan, rows), **_options(plan),
   )(lengths_1B, [x_TEB] * len(kernels), _cast(plan, kernels), biases)
 
 
@@ -206,7 +206,7 @@ def _backward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
                  *([jax.ShapeDtypeStruct((tiles, *shape), _F32)
                     for _ in kernels] for shape in sums)],
       scratch_shapes=[[pltpu.VMEM((h, plan.tile), _F32) for _ in kernels]] * 2,
-      name='lstm_backward', **_options(plan),
+      name=_name('backward', plan, rows), **_options(plan),
   )(lengths_1B, [x_TEB] * len(kernels), _cast(plan, kernels),
     _cast(plan, transposed), biases, h_before, c_before, d_states)
 
@@ -233,6 +233,12 @@ def _fixed(arrays: list[list[jax.Array]]) -> list[list[pl.BlockSpec]]:
 
 def _cast(plan: _Plan, kernels: list[jax.Array]) -> list[jax.Array]:
   return [kernel.astype(plan.dtype) for kernel in kernels]
+
+
+def _name(way: str, plan: _Plan, rows: int) -> str:
+  """With the numbers that `analysis/schedules.py` multiplies by."""
+  return (f'lstm_{way}_{rows // plan.tile}x{plan.chunks}x'
+          f'{plan.steps // plan.unrolled}')
 
 
 def _options(plan: _Plan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from support.command import ROOT, run_main
 
 from flax_imdb import main
-from flax_imdb.analysis import ahead_of_time
+from flax_imdb.analysis import ahead_of_time, schedules
 from flax_imdb.config import load_config
 from flax_imdb.errors import UserError
 
@@ -40,6 +40,20 @@ TPUS = [('v4:2x2x1', 4, 'TPU v4'), ('v5e:1x1', 1, 'TPU v5 lite'),
 @pytest.mark.parametrize('topology, devices', [t[:2] for t in TPUS])
 def test_a_tpu_compiles_the_real_programs(config, topology, devices):
   _check(config, topology, devices)
+
+
+@needs_libtpu
+def test_the_schedules_of_a_tpus_kernels_are_in_the_estimate(config):
+  config.model.update(cell='lstm', recurrence='kernel')
+  program = ahead_of_time.compile_program(
+      config, ahead_of_time.describe('v5e:1x1'), 8, True)
+  # Forward and backward: some 20 to 200 bundles in each depth of the loops.
+  assert len(program['bundles']) >= 2
+  assert all(min(depths) >= 10 for depths in program['bundles'].values())
+  found = schedules.estimate(program['hlo'], program['bundles'])
+  assert found.unread == 0
+  # Two kernels, ten steps: at least the bundles of one a step.
+  assert 1000 < found.kernel_cycles < found.cycles / 2
 
 
 @needs_libtpu
@@ -81,7 +95,7 @@ def _command_line(capsys, topology, devices, kind):
        '--config.global_batch_size=32']) == 0
   printed = capsys.readouterr().out
   first, train, evaluate, largest = re.fullmatch(
-      r'(.*\n.*\n)(train: (?:.*\n){3})(evaluate: (?:.*\n){3})'
+      r'(.*\n.*\n)(train: (?:.*\n){4})(evaluate: (?:.*\n){3})'
       r'the largest batch, .*:\n((?:.*\n)*)', printed).groups()
   assert first.startswith(f'{topology}: {devices} x {kind} of 0.4375 GiB each')
   assert f'with {"libtpu" if "TPU" in kind else "jax-cuda12-plugin"} ' in first
@@ -91,6 +105,10 @@ def _command_line(capsys, topology, devices, kind):
     assert re.match(rf'\w+: {32 // devices} reviews a device, 100 tokens each, '
                     r'compiled in \d+\.\d s\n  \d+\.\d MiB a device: ', program)
     assert f'all-reduces: {all_reduces};' in program
+  estimate = train.splitlines()[-1].removeprefix('  estimate: ')
+  assert re.fullmatch(
+      r'0\.\d\d M cycles, 0\.\d\d ms at 1\.\d+ GHz, by the compiler; not a time'
+      if 'TPU' in kind else r'[\d,]{5,} kernels a step', estimate)
   *tried, last = largest.splitlines()
   sizes = {int(rows.replace(',', '')): int(mib.replace(',', ''))
            for rows, mib in re.findall(
