@@ -23,8 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 LANES, _SUBLANES = 128, 8
-_MOST_STEPS = 64  # of a chunk: more bring nothing
-_LEAST_STEPS = 8
+_MOST_STEPS, _LEAST_STEPS = 64, 8  # of a chunk: more bring nothing
 # MiB. What a kernel may take without being asked twice, on all chips.
 _USUAL = 12
 # What there is (the chips' data sheets), where it is more than 16.
@@ -127,13 +126,13 @@ def _plan(reverse: tuple[bool, ...], length: int, rows: int, e: int, h: int,
   count = len(reverse)
   def mib(steps: int) -> float:
     return 4 * count * (fixed + steps * a_step) / 2**20
-  steps = _MOST_STEPS
-  while steps > _LEAST_STEPS and mib(steps) > _USUAL:
-    steps -= 2
-  chunks = -(-length // steps)
-  steps = -(-length // (chunks * unrolled)) * unrolled
-  return _Plan(reverse, steps, chunks, tile, unrolled, dtype.name,
-               int(mib(max(steps, _LEAST_STEPS)) + 1), interpret)
+  most = min(_MOST_STEPS, max(_LEAST_STEPS, length + length % 2))
+  while most > _LEAST_STEPS and mib(most) > _USUAL:
+    most -= 2
+  # Of the larger chunks those that fill up T with the fewest steps.
+  steps = min(range(most, most // 2, -2), key=lambda steps: -length % steps)
+  return _Plan(reverse, steps, -(-length // steps), tile, unrolled, dtype.name,
+               int(mib(steps) + 1), interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -146,9 +145,9 @@ def _lstm(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
 
 def _lstm_fwd(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
               kernels: list[jax.Array], biases: list[jax.Array]):
-  states, *before = _forward(
+  states, c_before = _forward(
       plan, lengths_1B, x_TEB, kernels, biases, saved=True)
-  return states, (lengths_1B, x_TEB, kernels, biases, *before)
+  return states, (lengths_1B, x_TEB, kernels, biases, states, c_before)
 
 
 def _lstm_bwd(plan: _Plan, residuals: tuple, d_states: list[jax.Array]):
@@ -163,11 +162,11 @@ _lstm.defvjp(_lstm_fwd, _lstm_bwd)
 
 def _forward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
              kernels: list[jax.Array], biases: list[jax.Array], saved: bool):
-  """States [T, H, B] a direction; `saved`, also h and c before each step."""
+  """States [T, H, B] a direction; `saved`, also c before each step."""
   length, e, rows = x_TEB.shape
   h = kernels[0].shape[0] // 4
   times = _times(plan, plan.reverse)
-  out = 3 if saved else 1
+  out = 2 if saved else 1
   return pl.pallas_call(
       functools.partial(_forward_kernel, plan),
       grid=(rows // plan.tile, plan.chunks),
@@ -182,7 +181,7 @@ def _forward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
 
 def _backward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
               kernels: list[jax.Array], biases: list[jax.Array],
-              h_before: list[jax.Array], c_before: list[jax.Array],
+              states: list[jax.Array], c_before: list[jax.Array],
               d_states: list[jax.Array]):
   """Gradients a direction: dx [T, E, B]; of each tile those of the weights.
 
@@ -198,7 +197,8 @@ def _backward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
       functools.partial(_backward_kernel, plan),
       grid=(tiles, plan.chunks),
       in_specs=[_of_tile(1, plan), times(e),
-                *_fixed([kernels, transposed, biases]), *[times(h)] * 3],
+                *_fixed([kernels, transposed, biases]),
+                _edges(plan, h), *[times(h)] * 3],
       out_specs=[times(e), *([pl.BlockSpec((None, *shape), lambda i, k: (
           i, 0, 0)) for _ in kernels] for shape in sums)],
       out_shape=[[jax.ShapeDtypeStruct((length, e, rows), _F32)
@@ -208,7 +208,7 @@ def _backward(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
       scratch_shapes=[[pltpu.VMEM((h, plan.tile), _F32) for _ in kernels]] * 2,
       name=_name('backward', plan, rows), **_options(plan),
   )(lengths_1B, [x_TEB] * len(kernels), _cast(plan, kernels),
-    _cast(plan, transposed), biases, h_before, c_before, d_states)
+    _cast(plan, transposed), biases, states, states, c_before, d_states)
 
 
 def _times(plan: _Plan, reverse: Sequence[bool]) -> Callable[[int], list]:
@@ -219,6 +219,17 @@ def _times(plan: _Plan, reverse: Sequence[bool]) -> Callable[[int], list]:
     return lambda i, k: (k, 0, i)
   return lambda size: [pl.BlockSpec((plan.steps, size, plan.tile), index(r))
                        for r in reverse]
+
+
+def _edges(plan: _Plan, size: int) -> list[pl.BlockSpec]:
+  """The step of [T, size, B] that each direction read before its chunk."""
+  def index(reverse: bool) -> Callable:
+    if reverse:
+      return lambda i, k: (
+          jnp.minimum(k + 1, plan.chunks - 1) * plan.steps, 0, i)
+    return lambda i, k: (
+        jnp.maximum((plan.chunks - 1 - k) * plan.steps - 1, 0), 0, i)
+  return [pl.BlockSpec((1, size, plan.tile), index(r)) for r in plan.reverse]
 
 
 def _of_tile(size: int, plan: _Plan) -> pl.BlockSpec:
@@ -252,10 +263,10 @@ def _forward_kernel(plan: _Plan, lengths_1L, xs, kernels, biases, states,
                     *rest) -> None:
   """One chunk of one tile. All refs but the first are lists, a direction each.
 
-  `rest` are, where they are saved, h and c before each step, [K, H, L]; and the
-  carry from one chunk to the next, h and c [H, L].
+  `rest` are, where it is saved, c before each step, [K, H, L]; and the carry from
+  one chunk to the next, h and c [H, L].
   """
-  *before, h_carry, c_carry = rest
+  *c_before, h_carry, c_carry = rest
   _zero_at_first(h_carry, c_carry)
   chunk = pl.program_id(1)
 
@@ -264,8 +275,8 @@ def _forward_kernel(plan: _Plan, lengths_1L, xs, kernels, biases, states,
     for d, (h, c) in enumerate(carry):
       t, inside_1L = _place(
           plan, plan.reverse[d], chunk, number, lengths_1L)
-      for saved, x in zip(before, (h, c), strict=False):
-        saved[d][t] = x
+      for saved in c_before:
+        saved[d][t] = c
       i, f, g, o = _gates(
           plan, kernels[d], biases[d], jnp.concatenate([xs[d][t], h]))
       new_c = _sigmoid(f) * c + _sigmoid(i) * g
@@ -281,20 +292,26 @@ def _forward_kernel(plan: _Plan, lengths_1L, xs, kernels, biases, states,
 
 
 def _backward_kernel(plan: _Plan, lengths_1L, xs, kernels, transposed, biases,
-                     h_before, c_before, d_states, dxs, d_kernels, d_biases,
-                     dh_carry, dc_carry) -> None:
+                     edges, states, c_before, d_states, dxs, d_kernels,
+                     d_biases, dh_carry, dc_carry) -> None:
   """One chunk of one tile, in the other order of time; refs as forward.
 
+  `edges` are the states that the chunk began with; the first of all with 0.
   `d_kernels` and `d_biases` stay in VMEM while the chunks of a tile pass.
   """
   _zero_at_first(dh_carry, dc_carry, d_kernels, d_biases)
   chunk = pl.program_id(1)
+  edges_HL = [jnp.where(chunk == plan.chunks - 1, 0, edge[0]) for edge in edges]
 
   def step(number: jax.Array, d: int, carry: tuple) -> tuple:
     """Returns the carry, dz [4H, L] and what the step read, [E + H, L]."""
     t, inside_1L = _place(
         plan, not plan.reverse[d], chunk, number, lengths_1L)
-    read, c = jnp.concatenate([xs[d][t], h_before[d][t]]), c_before[d][t]
+    last = plan.steps - 1
+    before = jnp.minimum(t + 1, last) if plan.reverse[d] else jnp.maximum(
+        t - 1, 0)
+    h = jnp.where(number == last, edges_HL[d], states[d][before])
+    read, c = jnp.concatenate([xs[d][t], h]), c_before[d][t]
     i, f, g, o = _gates(plan, kernels[d], biases[d], read)
     forget = _sigmoid(f)
     tanh_c = jnp.tanh(forget * c + _sigmoid(i) * g)
