@@ -17,6 +17,10 @@ highest, or bfloat16, which on a TPU is the default.
 
 needs no extra package: it lowers the train step for one device, without the
 compilers behind, to one module for cuda and tpu, and prints the module's size.
+
+  python benchmarks/accelerators.py --run
+
+runs on the device there is: accelerators_run.py.
 """
 
 import functools
@@ -25,6 +29,10 @@ import itertools
 import os
 import re
 import sys
+
+if __name__ == '__main__' and sys.argv[1:2] == ['--run']:
+  import accelerators_run  # before jax, for which what follows names the CPU
+  sys.exit(accelerators_run.main(sys.argv[2:]))
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

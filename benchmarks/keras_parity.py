@@ -102,7 +102,7 @@ def train_ours(config, state, batches: list, starts: list | None = None):
           params=params, opt_state=(rms._replace(nu=mean_squares), *others)))
     state, sums = train_step(state, devices.shard(batch))
     sums = devices.to_host(sums)  # one step an epoch: this step's alone
-    losses.append(float(sums['loss'] / sums['weight']))
+    losses.append(float(sums.loss / sums.weight))
   return state, losses
 
 

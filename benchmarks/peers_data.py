@@ -73,6 +73,17 @@ def _save_batches(directory: pathlib.Path, name: str, batches: list) -> None:
       **{k: np.stack([b[k] for b in batches]) for k in ('lengths', 'labels')})
 
 
+def in_keras_order(params) -> list:
+  """Arrays of the model of configs/words.py, as a peer's `build` takes them."""
+  cells = [params[f'{direction}_0']['steps']['cell']
+           for direction in ('forward', 'backward')]
+  return [params['embed']['embedding'],
+          *(cell[name] for cell in cells
+            for name in ('kernel', 'recurrent_kernel', 'bias')),
+          *(params[layer][name] for layer in ('hidden', 'logit')
+            for name in ('kernel', 'bias'))]
+
+
 def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
             reviews: int, repeats: int) -> dict:
   """Writes recipes, batches, reviews and initial weights for all systems.
@@ -90,8 +101,6 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
     steps_per_epoch, and the mean width of the epoch and of the sample.
   """
   import functools
-
-  from flax.traverse_util import flatten_dict
 
   from flax_imdb.config import load_config
   from flax_imdb.data.batches import TrainBatches
@@ -115,14 +124,8 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
            *keras_weights.to_keras(initial_params(notebook)))
   for seed in range(repeats):
     default.seed = seed
-    flat = flatten_dict(initial_params(default), sep='/')
-    cells = [f'{direction}_0/steps/cell/{name}'
-             for direction in ('forward', 'backward')
-             for name in ('kernel', 'recurrent_kernel', 'bias')]
-    dense = [f'{layer}/{name}' for layer in ('hidden', 'logit')
-             for name in ('kernel', 'bias')]
     np.savez(directory / f'accuracy{seed}.npz',
-             *[flat[name] for name in ('embed/embedding', *cells, *dense)])
+             *in_keras_order(initial_params(default)))
 
   data = notebook.data
   tokenizer = training_tokenizer(notebook, announce)

@@ -53,7 +53,7 @@ class FlaxImdb:
     import jax
     jax.block_until_ready(self._state)
     sums = self._devices.to_host(self._sums)
-    return float(sums['loss'] / sums['weight'])
+    return float(sums.loss / sums.weight)
 
   def probabilities(self, reviews) -> np.ndarray:
     logits = self._logits(self._state.eval_params(), reviews)
@@ -143,8 +143,9 @@ class Torch:
   """PyTorch, eager, its fused nn.LSTM, time first."""
   _default_threads = 0
 
-  def __init__(self, threads: int = 0):
+  def __init__(self, threads: int = 0, device: str = 'cpu'):
     import torch
+    self._device = device
     Torch._default_threads = Torch._default_threads or torch.get_num_threads()
     self._threads = threads or Torch._default_threads
 
@@ -171,6 +172,7 @@ class Torch:
       for parameter, weight in zip(trained, weights, strict=True):
         dense = weight.ndim == 2 and parameter is not trained[0]
         parameter.copy_(torch.from_numpy(weight.T if dense else weight))
+    self._model.to(self._device)  # the parameters stay the same objects
     rate, self._average = recipe['learning_rate'], None
     if not both:
       self._optimizer = torch.optim.RMSprop(trained, rate, alpha=0.9, eps=1e-7)
@@ -188,22 +190,23 @@ class Torch:
   def _logits(self, model, batch: Batch, train: bool):
     torch, functional = self._torch, self._torch.nn.functional
     m = self._recipe['model']
-    ids = torch.from_numpy(batch['ids']).T.long()
-    lengths = torch.from_numpy(batch['lengths']).long()
+    ids = torch.from_numpy(batch['ids']).to(self._device).T.long()
+    lengths = torch.from_numpy(batch['lengths']).to(self._device).long()
     lstms = model['lstms']
     x = model['embed'](ids)
     if self._mode == 'plain':
       pooled = lstms[0](x)[0][-1]
     elif self._mode == 'padded':
       packed = torch.nn.utils.rnn.pack_padded_sequence(
-          x, lengths, enforce_sorted=False)
+          x, lengths.cpu(), enforce_sorted=False)
       pooled = lstms[0](packed)[1][0][-1]
     elif self._mode == 'bucketed':
-      pooled = lstms[0](x)[0][lengths - 1, torch.arange(len(lengths))]
+      pooled = lstms[0](x)[0][
+          lengths - 1, torch.arange(len(lengths), device=self._device)]
     else:
       # Two directions over turned ids are many times as fast as one packed
       # bidirectional LSTM; neither mean nor maximum asks for the order.
-      t = torch.arange(len(ids))[:, None]
+      t = torch.arange(len(ids), device=self._device)[:, None]
       turned = torch.where(t < lengths, lengths - 1 - t, t)
       keep = functional.dropout(
           torch.ones_like(x[0]), m['embedding_dropout'], train)
@@ -221,7 +224,7 @@ class Torch:
     self._optimizer.zero_grad()
     loss = self._torch.nn.functional.binary_cross_entropy_with_logits(
         self._logits(self._model, batch, True),
-        self._torch.from_numpy(batch['labels']))
+        self._torch.from_numpy(batch['labels']).to(self._device))
     loss.backward()
     if self._average:
       self._torch.nn.utils.clip_grad_norm_(
@@ -243,7 +246,7 @@ class Torch:
     with self._torch.inference_mode():
       for rows, batch in eval_batches(self._recipe, self._mode, reviews):
         p = self._torch.sigmoid(self._logits(model, batch, False))
-        result[rows] = p.numpy()[:len(rows)]
+        result[rows] = p.cpu().numpy()[:len(rows)]
     return result
 
 
