@@ -10,6 +10,7 @@ Compare estimates of one kind with each other, and none with a clock.
 import atexit
 from collections.abc import Iterator, Mapping
 import functools
+import math
 import os
 import pathlib
 import re
@@ -34,7 +35,7 @@ _FILE = re.compile(r'\d+-(.*)-\d+-final_bundles\.txt')  # when, operation, pass
 _BUNDLE = re.compile(
     r'^ *(?:0x[0-9a-f]+|0) +(?:[A-Z]{2})? *: *(>*)', re.MULTILINE)
 
-Bundles = Mapping[str, tuple[int, int, int]]
+Bundles = Mapping[str, list[int]]
 
 
 class Estimate(NamedTuple):
@@ -64,17 +65,15 @@ def dump_folder() -> pathlib.Path | None:
 def kernel_bundles(folder: pathlib.Path | None) -> Bundles:
   """The schedules of LSTM kernels in `folder`, which then is empty.
 
-  Returns by operation the bundles outside of all loops, in the loop over the
-  grid, and in the loops inside of that.
+  Returns by operation the bundles outside of all loops, in one, in two.
   """
-  found: dict[str, tuple[int, int, int]] = {}
+  found: dict[str, list[int]] = {}
   for file in sorted(folder.iterdir()) if folder else ():  # oldest first
     match = _FILE.fullmatch(file.name)
     if match and 'lstm_' in match[1]:
       depths = [len(arrows) for arrows in
                 _BUNDLE.findall(file.read_text('utf-8', 'replace'))]
-      found[match[1]] = (depths.count(0), depths.count(1),
-                         sum(depth > 1 for depth in depths))
+      found[match[1]] = [depths.count(d) for d in range(max(depths, default=-1) + 1)]
     file.unlink()
   return found
 
@@ -99,8 +98,11 @@ def estimate(hlo: str, bundles: Bundles) -> Estimate:
                          or of_equals.get(_unnumbered(name[1])))
       if name and counts:
         tiles, chunks, loops = map(int, name.groups()[1:])
-        in_kernels += times * (
-            counts[0] + tiles * chunks * (counts[1] + loops * counts[2]))
+        # Over the grid, and inside of that over the steps. One round is none.
+        rounds = [n for n in (tiles * chunks, loops) if n > 1]
+        in_kernels += times * sum(
+            count * math.prod(rounds[:depth])
+            for depth, count in enumerate(counts))
       else:
         unread += 1
     unread += not times
