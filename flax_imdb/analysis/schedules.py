@@ -11,6 +11,7 @@ import atexit
 import collections
 from collections.abc import Iterator, Mapping
 import functools
+import math
 import os
 import pathlib
 import re
@@ -35,7 +36,7 @@ FILE = re.compile(r'\d+-(.*)-\d+-final_bundles\.txt')  # when, operation, pass
 _BUNDLE = re.compile(
     r'^ *(?:0x[0-9a-f]+|0) +(?:[A-Z]{2})? *: *(>*)', re.MULTILINE)
 
-Bundles = Mapping[str, tuple[int, int, int]]
+Bundles = Mapping[str, list[int]]
 
 
 class Estimate(NamedTuple):
@@ -65,16 +66,15 @@ def dump_folder() -> pathlib.Path | None:
 def kernel_bundles(folder: pathlib.Path | None) -> Bundles:
   """The schedules of LSTM kernels in `folder`, which then is empty.
 
-  Returns by operation the bundles outside of all loops, in the loop over the
-  grid, and in the loops inside of that.
+  Returns by operation the bundles outside of all loops, in one, in two.
   """
-  found: dict[str, tuple[int, int, int]] = {}
+  found: dict[str, list[int]] = {}
   for file in sorted(folder.iterdir()) if folder else ():  # oldest first
     match = FILE.fullmatch(file.name)
     if match and 'lstm_' in match[1]:
       depths = bundles_by_depth(file)
-      found[match[1]] = depths[0], depths[1], sum(
-          count for depth, count in depths.items() if depth > 1)
+      found[match[1]] = [
+          depths[d] for d in range(max(depths, default=-1) + 1)]
     file.unlink()
   return found
 
@@ -105,8 +105,11 @@ def estimate(hlo: str, bundles: Bundles) -> Estimate:
                          or of_equals.get(_unnumbered(name[1])))
       if name and counts:
         tiles, chunks, loops = map(int, name.groups()[1:])
-        in_kernels += times * (
-            counts[0] + tiles * chunks * (counts[1] + loops * counts[2]))
+        # Over the grid, and inside of that over the steps. One round is none.
+        rounds = [n for n in (tiles * chunks, loops) if n > 1]
+        in_kernels += times * sum(
+            count * math.prod(rounds[:depth])
+            for depth, count in enumerate(counts))
       else:
         unread += 1
     unread += not times

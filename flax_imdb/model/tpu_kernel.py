@@ -263,8 +263,8 @@ def _forward_kernel(plan: _Plan, lengths_1L, xs, kernels, biases, states,
                     *rest) -> None:
   """One chunk of one tile. All refs but the first are lists, a direction each.
 
-  `rest` are, where it is saved, c before each step, [K, H, L]; and the carry from
-  one chunk to the next, h and c [H, L].
+  `rest` are, where it is saved, c before each step, [K, H, L]; and the carry
+  from one chunk to the next, h and c [H, L].
   """
   *c_before, h_carry, c_carry = rest
   _zero_at_first(h_carry, c_carry)

@@ -37,8 +37,8 @@ ENTRY %main.1 (x: f32[8]) -> f32[8] {
   %jvp_lstm_backward_2x11x12_.7 = f32[8] custom-call(%d), "tpu_custom_call"
 }
 '''
-BUNDLES = {'lstm_forward_2x11x6.2': (20, 100, 400),
-           'jvp_lstm_backward_2x11x12_.7': (30, 200, 1000)}
+BUNDLES = {'lstm_forward_2x11x6.2': [20, 100, 400],
+           'jvp_lstm_backward_2x11x12_.7': [30, 200, 1000]}
 FORWARD = 20 + 2 * 11 * (100 + 6 * 400)
 BACKWARD = 30 + 2 * 11 * (200 + 12 * 1000)
 ONCE = 1000 + 30
@@ -49,6 +49,15 @@ def test_loops_and_kernels_count_as_often_as_they_run():
   assert found.cycles == ONCE + 100 * (7 + 2) + found.kernel_cycles
   assert found.unread == 0
 
+@pytest.mark.parametrize('shape, bundles, cycles', [
+    ('1x1x6', [20, 400], 20 + 6 * 400), ('1x3x1', [20, 400], 20 + 3 * 400),
+    ('1x1x1', [20], 20)])
+def test_a_loop_of_one_round_is_none(shape, bundles, cycles):
+  short = TPU.replace('2x11x6', shape)
+  found = schedules.estimate(short, {f'lstm_forward_{shape}.2': bundles})
+  assert (found.kernel_cycles, found.unread) == (cycles, 1)  # not the backward
+
+
 def test_a_length_that_xla_knows_comes_first():
   known = TPU.replace(
       'LENGTH', 'backend_config={"known_trip_count":{"n":"10"}}')
@@ -57,7 +66,7 @@ def test_a_length_that_xla_knows_comes_first():
 def test_what_could_not_be_read_is_told():
   unknown = TPU.replace('direction=LT', 'direction=NE')
   assert schedules.estimate(unknown, BUNDLES)[1:] == (FORWARD + BACKWARD, 1)
-  other = {'lstm_forward_2x11x7.2': (20, 100, 400)}
+  other = {'lstm_forward_2x11x7.2': [20, 100, 400]}
   assert schedules.estimate(unknown, other) == (ONCE + 7 + 2, 0, 3)
 
 def test_an_inner_loop_runs_as_often_as_all_around_it():
@@ -95,8 +104,8 @@ def test_bundles_are_counted_by_the_loop_that_they_are_in(tmp_path):
       '20-copy.3-01-final_bundles.txt': SCHEDULE}.items():
     (tmp_path / name).write_text(text)
   assert schedules.kernel_bundles(tmp_path) == {
-      'jvp_lstm_forward_2x1x6_.1': (2, 2, 3),
-      'lstm_backward_2x1x6.2': (3, 2, 3)}
+      'jvp_lstm_forward_2x1x6_.1': [2, 2, 3],
+      'lstm_backward_2x1x6.2': [3, 2, 3]}
   assert not list(tmp_path.iterdir())  # nothing of one program for the next
   assert schedules.kernel_bundles(None) == {}
 
