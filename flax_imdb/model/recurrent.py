@@ -84,7 +84,7 @@ class SimpleRNNCell(nn.Module):
     return jnp.zeros((batch_size, self.width)),
 
 
-CELLS = {'lstm': LSTMCell, 'simple_rnn': SimpleRNNCell}
+CELLS: dict[str, Any] = {'lstm': LSTMCell, 'simple_rnn': SimpleRNNCell}
 
 
 class _Step(nn.Module):

@@ -107,7 +107,7 @@ def _joined(weights: Weights, e: int, h: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _padded(features: int, width: int) -> tuple[int, int]:
-  return tuple(-(-n // _SUBLANES) * _SUBLANES for n in (features, width))
+  return features + -features % _SUBLANES, width + -width % _SUBLANES
 
 
 def _plan(reverse: tuple[bool, ...], length: int, rows: int, e: int, h: int,
@@ -151,7 +151,8 @@ def _lstm_fwd(plan: _Plan, lengths_1B: jax.Array, x_TEB: jax.Array,
 
 
 def _lstm_bwd(plan: _Plan, residuals: tuple, d_states: list[jax.Array]):
-  dx_TEB, d_kernels, d_biases = _backward(plan, *residuals, d_states)
+  residuals = *residuals, d_states
+  dx_TEB, d_kernels, d_biases = _backward(plan, *residuals)
   return (None, sum(dx_TEB), [dk.sum(axis=0).T for dk in d_kernels],
           [db.reshape(-1, *db.shape[1:2], db.shape[2] // LANES, LANES).sum(
               axis=(0, 2)) for db in d_biases])
@@ -334,7 +335,8 @@ def _backward_kernel(plan: _Plan, lengths_1L, xs, kernels, transposed, biases,
   def steps(n: jax.Array, carry: list) -> list:
     after = []
     for d, of_direction in enumerate(carry):
-      dk, db = 0., 0.
+      dk: Any = 0.
+      db: Any = 0.
       for u in range(plan.unrolled):
         of_direction, dz, read = step(n * plan.unrolled + u, d, of_direction)
         dk += _dot(plan, read, dz, 1)
