@@ -73,7 +73,8 @@ def kernel_bundles(folder: pathlib.Path | None) -> Bundles:
     if match and 'lstm_' in match[1]:
       depths = [len(arrows) for arrows in
                 _BUNDLE.findall(file.read_text('utf-8', 'replace'))]
-      found[match[1]] = [depths.count(d) for d in range(max(depths, default=-1) + 1)]
+      deepest = max(depths, default=-1)
+      found[match[1]] = [depths.count(d) for d in range(deepest + 1)]
     file.unlink()
   return found
 
