@@ -10,7 +10,9 @@ compiles value and gradient of a layer, both directions under mean and max
 pooling as in the classifier, for chips that are not there, a v5e and an H100:
 some 10 s a row on 2 CPU cores, a minute at width 512. For a TPU `bundles` are
 the instructions of the final schedules, of a time step: of a scan those of all
-operations in the bodies of its loops, of kernels all there are. For a GPU:
+operations in the bodies of its loops, of kernels all there are; `m_cycles` are
+millions of cycles of the whole, by the head of flax_imdb/analysis/schedules.py:
+XLA charges some 1,800 for each small operation of a scan. For a GPU:
 registers a thread, bytes spilled and KiB of shared memory a block, each the
 larger of forward and backward kernel, as ptxas says. `kernels` are operations
 that are started a batch, `peak_mib` memory. These are schedules, not times: no
@@ -54,7 +56,7 @@ TPU_SHAPES = {
     (500, 512, 32, 32): 2600, (500, 128, 128, 128): 3000,
     (100, 128, 512, 512): None}
 COLUMNS = {
-    'tpu': ('bundles', 'kernels', 'peak_mib', 'seconds'),
+    'tpu': ('bundles', 'm_cycles', 'kernels', 'peak_mib', 'seconds'),
     'gpu': ('kernels', 'registers', 'spilled', 'shared_kib', 'peak_mib')}
 
 
@@ -124,10 +126,10 @@ def tpu_row(form: str, shape: tuple[int, ...], dtype: str = 'float32',
       match[1]: sum(schedules.bundles_by_depth(file).values())
       for file in folder.iterdir()
       if (match := schedules.FILE.fullmatch(file.name))}
-  in_kernels = schedules.estimate(
-      hlo, schedules.kernel_bundles(folder)).kernel_cycles
-  return row | {'bundles': in_kernels / shape[0] if form == 'tpu' else
-                loop_bundles(hlo, operations)}
+  found = schedules.estimate(hlo, schedules.kernel_bundles(folder))
+  return row | {'m_cycles': found.cycles / 1e6, 'bundles': (
+      found.kernel_cycles / shape[0] if form == 'tpu' else
+      loop_bundles(hlo, operations))}
 
 
 def loop_bundles(hlo: str, operations: dict[str, int]) -> float:

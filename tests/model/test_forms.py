@@ -115,7 +115,7 @@ def test_it_equals_the_scan(form, length, rows, features, width, reverse):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('form', FORMS)
-@settings(max_examples=12, deadline=None, derandomize=True,
+@settings(max_examples=6, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.too_slow])
 @given(length=strategies.integers(1, 90), rows=strategies.integers(1, 140),
        features=strategies.integers(1, 70), width=strategies.integers(1, 64),
