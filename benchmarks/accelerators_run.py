@@ -55,7 +55,7 @@ from flax_imdb.train.step import init_state  # noqa: E402
 
 # TFLOP/s of products of float32, as a chip rounds them by itself (bfloat16; or
 # TF32, dense), and GB/s. Sources: docs.cloud.google.com/tpu/docs, a page each;
-# NVIDIA's data sheets of H100 and H200, SXM.
+# of H100 and H200, SXM, pages that quote NVIDIA's data sheets.
 PEAKS = {
     'TPU v4': (275, 1228), 'TPU v5 lite': (197, 819), 'TPU v5e': (197, 819),
     'TPU v5': (459, 2765), 'TPU v5p': (459, 2765), 'TPU v6 lite': (918, 1638),
