@@ -110,7 +110,7 @@ def _command_line(capsys, topology, devices, kind):
     assert f'all-reduces: {all_reduces};' in program
   estimate = train.splitlines()[-1].removeprefix('  estimate: ')
   assert re.fullmatch(
-      r'0\.\d\d M cycles, 0\.\d\d ms at 1\.\d+ GHz, by the compiler; not a time'
+      r'\d\.\d\d M cycles, \d\.\d\d ms at 1\.\d+ GHz, by the compiler; not .*'
       if 'TPU' in kind else r'[\d,]{5,} kernels a step', estimate)
   *tried, last = largest.splitlines()
   sizes = {int(rows.replace(',', '')): int(mib.replace(',', ''))
