@@ -123,7 +123,9 @@ def _command_line(capsys, topology, devices, kind):
 
 
 @needs_libtpu
-@pytest.mark.parametrize('topology, devices, kind', TPUS)
+@pytest.mark.parametrize('topology, devices, kind', [
+    pytest.param(*tpu, marks=[pytest.mark.slow] * (i > 1))
+    for i, tpu in enumerate(TPUS)])
 def test_the_command_line_for_a_tpu(
     capsys, small_memory, topology, devices, kind):
   _command_line(capsys, topology, devices, kind)
