@@ -104,8 +104,8 @@ def compile_layer(topology: str, form: str, shape: tuple[int, ...], dtype: str,
   weights = {'kernel': array(e, 4 * h), 'recurrent_kernel': array(h, 4 * h),
              'bias': array(4 * h)}
   given = array(2, b, h) if pooled else array(t, b, h)
-  # Pallas asks it which device it lowers for.
   start = time.perf_counter()
+  # Pallas asks it which device it lowers for.
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     compiled = jax.jit(run).lower(
         directions * [weights], array(t, b, e), array(b, dtype='int32'),

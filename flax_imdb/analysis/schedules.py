@@ -30,7 +30,7 @@ _WHILE = re.compile(r' while\(.*condition=(%[\w.-]+), body=(%[\w.-]+)(.*)')
 _CALL = re.compile(r' (?:call|async-start|conditional)\([^)]*\)(.*)')
 _CHARGE = re.compile(r'"estimated_cycles":"(\d+)')
 _GPU_KERNEL = re.compile(r' (?:fusion|dot|convolution|custom-call|copy)\(')
-# `model/kernels/tpu.py` names its kernels after their tiles, chunks and loops.
+# `model/tpu_kernel.py` names its kernels after their tiles, chunks and loops.
 _KERNEL = re.compile(r'%(\S*lstm_\S*?_(\d+)x(\d+)x(\d+)\S*) = ')
 FILE = re.compile(r'\d+-(.*)-\d+-final_bundles\.txt')  # when, operation, pass
 _BUNDLE = re.compile(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flax_imdb.cluster import devices
 from flax_imdb.errors import UserError
 from flax_imdb.model import gpu_kernel, joint, tpu_kernel
 
@@ -54,7 +55,7 @@ def _kernel(layer: Layer, device: jax.Device) -> tuple[str, str]:
   kind = device.device_kind
   if layer.cell != 'lstm':
     return 'scan', f'there is a kernel of lstm, none of {layer.cell}'
-  if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+  if devices.debugging():
     return 'scan', 'config.debug runs without jit'
   if device.platform == 'tpu':
     form, why = 'tpu', tpu_kernel.refusal(

@@ -9,19 +9,12 @@ import runpy
 import jax
 import pytest
 from support.command import ROOT, run_main
+from support.compilers import needs_cuda_plugin, needs_libtpu
 
 from flax_imdb import main
 from flax_imdb.analysis import ahead_of_time, schedules
 from flax_imdb.config import load_config
 from flax_imdb.errors import UserError
-
-needs_libtpu = pytest.mark.skipif(
-    not importlib.util.find_spec('libtpu'),
-    reason='libtpu is not installed (pip install .[aot])')
-needs_cuda_plugin = pytest.mark.skipif(
-    not importlib.util.find_spec('jax_cuda12_plugin'),
-    reason='the CUDA plugin is not installed '
-    '(pip install jax-cuda12-plugin jax-cuda12-pjrt)')
 
 
 @pytest.fixture
