@@ -23,7 +23,7 @@ from flax_imdb.data import sources
 from flax_imdb.data.reviews import load_splits, training_tokenizer
 
 config = load_config('configs/default.py')
-sources.read_texts(config.data.name, 'train[:1]')
+sources.read_texts(config.data, 'train[:1]')
 wall, cpu = time.perf_counter(), time.process_time()
 tokenizer = training_tokenizer(config, str)
 reviews = load_splits(config, tokenizer, str, ['train'])['train']

@@ -56,7 +56,10 @@ def get_config() -> ConfigDict:
   config.teachers = ''  # run directories a,b to take labels of; '' = its own
 
   config.data = ConfigDict()
+  # Or another set of tfds with texts and class labels, such as glue/sst2.
   config.data.name = 'imdb_reviews'  # or grammar_reviews: no network
+  config.data.text_field = ''  # of the set; 'a+b' joins two; '' = found
+  config.data.label_field = ''  # of the set; '' = found by its type
   config.data.train_split = 'train'  # tfds split; 'train[:1000]' for a try
   config.data.test_split = 'test'  # tfds split
   config.data.unlabelled_split = ''  # to learn from, too: 'unsupervised'

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +14,8 @@ from ml_collections import ConfigDict
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
+# Of a data set of tfds, perhaps with its config: glue/sst2.
+_DATA_SET = re.compile(r'\w+(/\w[\w.-]*)?', re.ASCII)
 _ROOT = pathlib.Path(__file__).parent
 # A wheel carries `configs` inside the package, a checkout keeps it beside. What
 # lies beside an installed package, without our pyproject.toml, is another's.
@@ -68,7 +71,9 @@ _FIELDS = {
     'early_stopping.restore_best': _BOOL,
     'self_training_rounds': _Field(int, least=0, most=100),
     'teachers': _TEXT,
-    'data.name': _Field(str, ('imdb_reviews', 'grammar_reviews')),
+    'data.name': _TEXT,
+    'data.text_field': _TEXT,
+    'data.label_field': _TEXT,
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
     'data.unlabelled_split': _TEXT,
@@ -108,11 +113,11 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
-    'data.word_index': '', 'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0,
+    'data.text_field': '', 'data.label_field': '', 'data.word_index': '',
+    'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0, 'objective': 'label',
     'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
     'virtual_adversarial_norm': 0.0, 'virtual_adversarial_weight': 1.0,
-    'entropy_weight': 0.0, 'objective': 'label',
-    'data.validation_by': 'rows',
+    'entropy_weight': 0.0, 'data.validation_by': 'rows',
     'data.punctuation': False, 'data.read': 'first',
     'data.segment_length': 0, 'data.bigrams': 200_000,
     'data.log_odds_order': 3, 'data.log_odds_ngrams': 1_000_000,
@@ -204,6 +209,10 @@ def check_fields(config: ConfigDict) -> None:
     raise UserError(f'config.model.inputs={config.model.inputs:.40}: choose '
                     'words, or words with bigrams, log_odds or log_odds+linear '
                     'joined, as in words+bigrams+log_odds')
+  if not _DATA_SET.fullmatch(config.data.name):
+    raise UserError(f'config.data.name={config.data.name!s:.40}: give '
+                    'imdb_reviews, grammar_reviews, or a data set of tfds such '
+                    'as ag_news_subset or glue/sst2')
   if config.data.word_index and config.data.punctuation:
     raise UserError(
         'config.data.word_index has words alone: give '

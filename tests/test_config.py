@@ -122,7 +122,7 @@ def test_override_names_the_mistake(default, field, text, message):
     ('optimizer', 'lion', 'choose rmsprop, adam, adamw, sgd'),
     ('schedule', 'step', 'choose constant, cosine'),
     ('early_stopping.monitor', 'f1', 'choose loss, accuracy'),
-    ('data.name', 'mnist', 'choose imdb_reviews, grammar_reviews'),
+    ('data.name', 'my file', 'imdb_reviews, grammar_reviews, or a data set'),
     ('model.cell', 'gru', 'choose lstm, simple_rnn'),
     ('model.dtype', 'float16', 'choose float32, bfloat16'),
     ('seed', -1, 'at least 0'), ('num_epochs', -1, 'at least 0'),

@@ -27,9 +27,9 @@ class PseudoLabels:
 
 def source(config: ConfigDict) -> dict[str, Any]:
   """What the reviews without labels of this config are, as `of` says it."""
-  name = config.data.name
-  return {'name': name, 'split': config.data.unlabelled_split,
-          'fingerprint': sources.fingerprint(name)}
+  data = config.data
+  return {'name': data.name, 'split': data.unlabelled_split,
+          'fingerprint': sources.fingerprint(data)}
 
 
 def save(labels: PseudoLabels, path: str | os.PathLike[str]) -> None:

@@ -29,7 +29,6 @@ from flax_imdb.data.tokenizer import (
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, npz
 
-LABELS = ('negative', 'positive')  # what the labels 0 and 1 are called
 SPLITS = ('train', 'validation', 'test')
 
 Announce = Callable[[str], None]
@@ -40,8 +39,8 @@ class Reviews:
   """The n reviews of a split; review i is ids[offsets[i]:offsets[i + 1]]."""
   ids: np.ndarray  # unsigned [tokens of all reviews]
   offsets: np.ndarray  # int64 [n + 1]
-  # int8 [n]: 1 positive, 0 negative, -1 unknown. Or float32, to train with:
-  # what a pseudo-label says is the probability of 1.
+  # int16 [n]: a place in `sources.class_names`, -1 unknown. Or float32, to
+  # train with: what a pseudo-label says is the probability of 1.
   labels: np.ndarray
   # What `ngrams` adds, an array a token: bigrams int32 [tokens], the row of an
   # embedding of word pairs; log_odds float32 [tokens, features].
@@ -85,7 +84,7 @@ def joined(reviews: Reviews, others: Reviews) -> Reviews:
 
 def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
                    labels: np.ndarray | None = None) -> Reviews:
-  """Encodes n texts at full length; labels int8 [n], without them all 0."""
+  """Encodes n texts at full length; labels int16 [n], without them all 0."""
   return _ragged(tokenizer, encode(tokenizer, texts), labels)
 
 
@@ -96,7 +95,7 @@ def _ragged(tokenizer: Tokenizer, rows: Sequence[np.ndarray],
   return Reviews(
       ids=np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype),
       offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
-      labels=np.zeros(len(rows), np.int8) if labels is None else labels)
+      labels=np.zeros(len(rows), np.int16) if labels is None else labels)
 
 
 def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
@@ -110,7 +109,7 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
   if data.word_index:
     return word_index_tokenizer(data.word_index, data.vocab_size)
   with processes.one_at_a_time():
-    fingerprint = sources.prepare(data.name, announce)
+    fingerprint = sources.prepare(data, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
         data.unlabelled_split, data.validation_fraction, data.validation_by,
@@ -121,13 +120,13 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
       except UserError as e:
         announce(f'{e}; making it again')
     start = time.perf_counter()
-    texts, labels = sources.read_texts(data.name, data.train_split)
+    texts, labels = sources.read_texts(data, data.train_split)
     train, _ = _divide(data, fingerprint, len(labels), announce, lambda: texts)
     fitted = np.arange(len(labels))[train]
     splits = {data.train_split: labels}
     if data.unlabelled_split:
       others, splits[data.unlabelled_split] = sources.read_texts(
-          data.name, data.unlabelled_split)
+          data, data.unlabelled_split)
       fitted = np.append(fitted, np.arange(len(others)) + len(texts))
       texts = texts + others
     tokenizer, rows = fit_and_encode(
@@ -156,22 +155,22 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
   """
   with processes.one_at_a_time():
     data = config.data
-    fingerprint = sources.prepare(data.name, announce)
+    fingerprint = sources.prepare(data, announce)
     encoded = functools.partial(
-        _encoded, data.name, fingerprint, tokenizer, announce)
+        _encoded, data, fingerprint, tokenizer, announce)
     found = {}
     if {'train', 'validation'} & {*splits}:
       reviews = encoded(data.train_split)
       train, validation = _divide(
           data, fingerprint, len(reviews), announce,
-          lambda: sources.read_texts(data.name, data.train_split)[0])
+          lambda: sources.read_texts(data, data.train_split)[0])
       found = {'train': reviews[train], 'validation': reviews[validation]}
     if 'test' in splits:
       found['test'] = encoded(data.test_split)
     if 'unlabelled' in splits:
       reviews = encoded(data.unlabelled_split)
       found['unlabelled'] = dataclasses.replace(
-          reviews, labels=np.full(len(reviews), -1, np.int8))
+          reviews, labels=np.full(len(reviews), -1, np.int16))
   for split in splits:
     field = 'test_split' if split == 'test' else 'train_split'
     if not len(found[split]):
@@ -219,10 +218,10 @@ def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
   return np.flatnonzero(validates == 0), np.flatnonzero(validates)
 
 
-def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
+def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
              announce: Announce, tfds_split: str) -> Reviews:
   """All reviews of a tfds split, from the cache if it holds them."""
-  path = _ids_path(name, fingerprint, tokenizer, tfds_split)
+  path = _ids_path(data.name, fingerprint, tokenizer, tfds_split)
   def checked(arrays: dict[str, np.ndarray]) -> Reviews:
     reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
     _check_reviews(reviews, tokenizer.get_vocab_size())
@@ -231,10 +230,10 @@ def _encoded(name: str, fingerprint: str, tokenizer: Tokenizer,
   if found is not None:
     return found
   start = time.perf_counter()
-  texts, labels = sources.read_texts(name, tfds_split)
+  texts, labels = sources.read_texts(data, tfds_split)
   reviews = encode_reviews(tokenizer, texts, labels)
   _write_reviews(path, reviews)
-  announce(f'encoded {len(reviews):,} reviews of {name} {tfds_split} in '
+  announce(f'encoded {len(reviews):,} reviews of {data.name} {tfds_split} in '
            f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
   return reviews
 
@@ -261,11 +260,11 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
   """Raises ValueError where jax, which clips an index, would read on."""
   ids, offsets, labels = reviews.ids, reviews.offsets, reviews.labels
   if ((ids.ndim, offsets.shape, offsets.dtype, labels.ndim, labels.dtype)
-      != (1, (len(labels) + 1,), np.int64, 1, np.int8)
+      != (1, (len(labels) + 1,), np.int64, 1, np.int16)
       or ids.dtype.kind != 'u' or ids.max(initial=0) >= vocab_size
       or offsets[0] != 0 or offsets[-1] != len(ids)
       or (np.diff(offsets) < 1).any()  # a review has at least its start
-      or not np.isin(labels, (-1, 0, 1)).all()):
+      or labels.min(initial=0) < -1):
     raise ValueError('its ids, offsets or labels are no reviews')
 
 
@@ -278,4 +277,5 @@ def _ids_path(name: str, fingerprint: str, tokenizer: Tokenizer,
 def _cache_path(name: str, suffix: str, *key) -> pathlib.Path:
   """Where something is kept that depends on `key`."""
   digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-  return cache.directory() / 'ids' / f'{name}-{digest}{suffix}'
+  return (cache.directory() / 'ids'
+          / f'{name.replace("/", "-")}-{digest}{suffix}')

@@ -2,6 +2,9 @@
 
 Only this, `imdb` and `grammar` talk to tfds, which is imported to prepare or
 to read: most runs have a cache, and the fingerprint tells if it is still good.
+
+Two sets the program prepares by itself, IMDB and the generated reviews; any
+other with a text and a class label is read where tfds has prepared it.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,30 +18,33 @@ import struct
 import time
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
 
-# Each data set's directory below its `data_dir`: name, config, version.
+# What the labels 0 and 1 of the sets of `PATHS` are called; tfds says neg, pos.
+LABELS = ('negative', 'positive')
+# Each such set's directory below its `data_dir`: name, config, version.
 PATHS = {'imdb_reviews': 'imdb_reviews/plain_text/1.0.0',
          'grammar_reviews': 'grammar_reviews/1.0.0'}
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
 def data_dir(name: str) -> pathlib.Path:
-  """The directory that `PATHS[name]` lies under, made or not.
+  """The directory that a data set lies under, made or not.
 
-  Raises UserError if the name is unknown, or the directory not a local one.
+  Raises UserError if it is not a local one.
   """
-  if name not in PATHS:
-    raise UserError(f'unknown data set {name!r}: known are {", ".join(PATHS)}')
   if name == 'grammar_reviews':  # tfds' own directory may be read-only
     return cache.directory() / 'tfds'
   root = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   if '://' in root:
     raise UserError(
         f'TFDS_DATA_DIR is {root}, which only TensorFlow can read: copy '
-        f'{PATHS[name]} to a local directory and set TFDS_DATA_DIR to that')
+        f'{PATHS.get(name, name)} to a local directory and set TFDS_DATA_DIR '
+        'to that')
   try:
     return pathlib.Path(root).expanduser()
   except RuntimeError as e:
@@ -46,9 +52,14 @@ def data_dir(name: str) -> pathlib.Path:
                     'directory: set it to another') from e
 
 
-def _prepared(name: str) -> pathlib.Path | None:
+def _prepared(data: ConfigDict) -> pathlib.Path | None:
   """The prepared directory, None if there is none; UserError if incomplete."""
-  path = data_dir(name) / PATHS[name]
+  if data.name in PATHS:
+    path = data_dir(data.name) / PATHS[data.name]
+  elif found := _newest(data.name):
+    path = found
+  else:
+    return None
   if not os.path.exists(path):  # unlike Path.exists, False where forbidden
     return None
   # tfds renames a directory into place when it is complete; one that lacks
@@ -60,32 +71,63 @@ def _prepared(name: str) -> pathlib.Path | None:
   return path
 
 
-def fingerprint(name: str) -> str | None:
+def _newest(name: str) -> pathlib.Path | None:
+  """The newest version of a set that tfds prepared, such as glue/sst2.
+
+  None if there is none. Raises UserError if it has several configs.
+  """
+  path = data_dir(name) / name
+  try:
+    below = sorted(x.name for x in path.iterdir() if x.is_dir())
+    versions = [x for x in below if _VERSION.fullmatch(x)]
+    if not versions and '/' not in name:
+      below = [x for x in below if any(
+          _VERSION.fullmatch(y.name) for y in (path / x).iterdir())]
+      if len(below) > 1:
+        raise UserError(f'config.data.name={name} has several configs: give '
+                        f'{" or ".join(f"{name}/{x}" for x in below)}')
+      return _newest(f'{name}/{below[0]}') if below else None
+  except OSError:
+    return None
+  return path / max(
+      versions, key=lambda x: [*map(int, x.split('.'))]) if versions else None
+
+
+def fingerprint(data: ConfigDict) -> str | None:
   """16 hex digits that change with the prepared data; None without.
 
   Looks at names, sizes and dataset_info.json only: it takes a millisecond.
-  Raises UserError if the name is unknown or the directory is not complete.
+  Raises UserError if the directory is not complete.
   """
-  if not (path := _prepared(name)):
+  if not (path := _prepared(data)):
     return None
   files = sorted((file.name, file.stat().st_size) for file in path.iterdir())
   about = repr(files).encode() + (path / 'dataset_info.json').read_bytes()
+  if data.text_field or data.label_field:
+    about += repr((data.text_field, data.label_field)).encode()
   return hashlib.sha256(about).hexdigest()[:16]
 
 
-def prepare(name: str, announce: Callable[[str], None]) -> str:
-  """Makes the prepared directory of a data set, a key of `PATHS`, once.
+def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
+  """Makes the prepared directory of the data set of config.data, once.
 
   Several processes may prepare the same data: each works in a directory of its
   own, the first to finish renames it into place, the others use that.
   `announce` is told in one line what is done, and how long it took.
 
-  Returns the `fingerprint`. Raises UserError if the name is unknown, the
-  archive can't be had or is damaged, or the directory can't be written.
+  Returns the `fingerprint`. Raises UserError if the set is not one that is
+  prepared here and not there, the archive can't be had or is damaged, or the
+  directory can't be written.
   """
-  if not _prepared(name):
-    _download_and_prepare(name, announce)
-  prepared = fingerprint(name)
+  if not _prepared(data):
+    if data.name not in PATHS:
+      raise UserError(
+          f'{data.name} is not in {data_dir(data.name)}, and to prepare it '
+          'takes TensorFlow: pip install tensorflow-cpu tensorflow-datasets && '
+          f'tfds build {data.name} --file_format=array_record, elsewhere if '
+          'need be, and set TFDS_DATA_DIR to where that is')
+    _download_and_prepare(data.name, announce)
+  prepared = fingerprint(data)
   assert prepared
   return prepared
 
@@ -112,7 +154,7 @@ def _download_and_prepare(name: str, announce: Callable[[str], None]) -> None:
     if isinstance(e, RuntimeError) and not called:
       raise
     reason = called[1] if called else getattr(e, 'strerror', 0) or e
-    if _prepared(name):  # another process was faster
+    if os.path.exists(root / PATHS[name]):  # another process was faster
       return
     variable = 'TFDS_DATA_DIR' if name == 'imdb_reviews' else 'XDG_CACHE_HOME'
     raise UserError(
@@ -121,31 +163,40 @@ def _download_and_prepare(name: str, announce: Callable[[str], None]) -> None:
   announce(f'prepared {name} in {time.perf_counter() - start:.1f} s')
 
 
-def read_texts(name: str, split: str) -> tuple[list[str], np.ndarray]:
-  """Reads one split of a prepared data set, a key of `PATHS`, in tfds' order.
+def class_names(data: ConfigDict) -> tuple[str, ...]:
+  """The names of the labels 0, 1, 2, ... of a prepared data set.
+
+  Raises UserError as `read_texts`.
+  """
+  if data.name in PATHS:
+    return LABELS
+  with _reading(data) as builder:
+    names = builder.info.features[_fields(data, builder)[1]].names
+  if len(names) < 2:
+    raise UserError(f'{data.name} has one class, {", ".join(names)}: there is '
+                    'nothing to tell apart')
+  return tuple(names)
+
+
+def read_texts(data: ConfigDict, split: str) -> tuple[list[str], np.ndarray]:
+  """Reads one split of the prepared data set of config.data, in tfds' order.
 
   `split` is a tfds expression, such as 'train' or 'train[:10%]'. Returns the n
-  texts, and their labels as int8 [n]: 0 negative, 1 positive, -1 none. Raises
-  UserError if the set is not prepared or is damaged, or the split unknown or
-  empty.
+  texts, and their labels as int16 [n], places in `class_names`, or -1 for none.
+  Raises UserError if the set is not prepared or is damaged, the split unknown
+  or empty, or there is not one text and one label to be read.
   """
-  if not (path := _prepared(name)):
-    raise UserError(f'{name} is not prepared: run with --mode=prepare')
-  import tensorflow_datasets as tfds
-
-  # For a damaged file tfds, protobuf and array_record raise seven types that
-  # have only Exception in common; the chained error keeps the details.
-  try:
-    builder = tfds.builder_from_directory(path)
+  with _reading(data) as builder:
     splits = builder.info.splits
     try:
       selected = splits[split]
     except ValueError as e:
-      raise UserError(f'unknown split {split!r}: {name} has '
+      raise UserError(f'unknown split {split!r}: {data.name} has '
                       f'{", ".join(splits)}, and slices of them such as '
                       "'train[:10%]'") from e
     if (n := selected.num_examples) <= 0:  # tfds gives 'train[5:3]' -2
-      raise UserError(f'split {split!r} of {name} selects no reviews')
+      raise UserError(f'split {split!r} of {data.name} selects no reviews')
+    texts_of, label = _fields(data, builder)
     if builder.info.file_format.value == 'tfrecord':
       decode = builder.info.features.deserialize_example_np
       examples = [decode(record) for instruction in selected.file_instructions
@@ -153,15 +204,61 @@ def read_texts(name: str, split: str) -> tuple[list[str], np.ndarray]:
     else:
       # One batched call takes half the time of n single ones.
       examples = builder.as_data_source(split).__getitems__(range(n))
-    texts = [example['text'].decode() for example in examples]
-    labels = np.array([example['label'] for example in examples], np.int8)
+    texts = [' '.join(example[field].decode() for field in texts_of)
+             for example in examples]
+    labels = np.array([example[label] for example in examples], np.int16)
+  return texts, labels
+
+
+@contextlib.contextmanager
+def _reading(data: ConfigDict) -> Iterator[Any]:
+  """The tfds builder of a prepared set; whatever fails there is a UserError."""
+  if not (path := _prepared(data)):
+    raise UserError(f'{data.name} is not prepared: run with --mode=prepare')
+  import tensorflow_datasets as tfds
+
+  # For a damaged file tfds, protobuf and array_record raise seven types that
+  # have only Exception in common; the chained error keeps the details.
+  try:
+    yield tfds.builder_from_directory(path)
   except UserError:
     raise
   except Exception as e:
     reason = str(e).partition('\n')[0]
     raise UserError(
         f'{path} is damaged ({reason}): delete it and run again') from e
-  return texts, labels
+
+
+def _fields(data: ConfigDict, builder: Any) -> tuple[list[str], str]:
+  """The features that hold text, and the one that is the label.
+
+  Those of config.data, or what tfds says is learned from what, or the only ones
+  of their types. Raises UserError if there is none, or there are several.
+  """
+  import tensorflow_datasets as tfds
+  features = builder.info.features
+  supervised = builder.info.supervised_keys or ('', '')
+  found = []
+  for field, kind, key in (
+      ('text_field', tfds.features.Text, supervised[0]),
+      ('label_field', tfds.features.ClassLabel, supervised[1])):
+    known = sorted(
+        name for name, x in features.items() if isinstance(x, kind))
+    wanted = data[field].split('+') if data[field] else (
+        [key] if key in known else known)
+    if not data[field] and len(wanted) != 1 or not {*wanted} <= {*known} or (
+        field == 'label_field' and len(wanted) > 1):
+      of = f'--config.data.{field}={data[field]}: {data.name}'
+      raise UserError(
+          f'{of} has no such feature: choose {", ".join(known)}' if known and (
+              data[field]) else
+          f'{data.name} has several features of a kind: give --config.data.'
+          f'{field}, one of {", ".join(known)}' if known else
+          f'{data.name} has no {kind.__name__} among its features, '
+          f'{", ".join(features)}: choose another data set')
+    found.append(wanted)
+  texts, (label,) = found
+  return texts, label
 
 
 def _tfrecords(instruction: Any) -> Iterator[bytes]:

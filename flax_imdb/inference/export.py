@@ -15,7 +15,7 @@ from flax_imdb.cluster import devices
 from flax_imdb.data import ngrams, segments
 from flax_imdb.data.batches import shapes
 from flax_imdb.data.reading import Reading
-from flax_imdb.data.reviews import LABELS
+from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import PADDING_ID, unescapes
 from flax_imdb.errors import UserError
 from flax_imdb.model import classifier, keras_weights

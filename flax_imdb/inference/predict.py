@@ -10,7 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
-from flax_imdb.data.reviews import LABELS, encode_reviews
+from flax_imdb.data.reviews import encode_reviews
+from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import UNKNOWN_ID
 from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate

@@ -13,7 +13,7 @@ from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints, Progress
 from flax_imdb.cluster import devices, preemption, processes
 from flax_imdb.data import sources
-from flax_imdb.data.reviews import LABELS, Reviews
+from flax_imdb.data.reviews import Reviews
 from flax_imdb.inference import calibration, evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.terminal import Rate, Terminal
@@ -275,11 +275,11 @@ def _examples(task: Task, params: classifier.Params,
     return
   data = task.config.data
   processes.report_alive('load')
-  texts, labels = sources.read_texts(data.name, data.test_split)
+  texts, labels = sources.read_texts(data, data.test_split)
   for row in sorted(range(len(texts)), key=lambda i: len(texts[i]))[:most]:
     prediction, = predict.predict(
         task.outputs, params, task.tokenizer, [texts[row]], temperature)
-    yield (f'is {LABELS[labels[row]]}, predicted '
+    yield (f'is {sources.LABELS[labels[row]]}, predicted '
            + predict.prediction_text(prediction))
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from support import data_sets
 
 from flax_imdb.config import load_config
 from flax_imdb.data import sources
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(
 
 def test_the_complete_data_set_is_read():
   for split, n in (('train', 25_000), ('test', 25_000)):
-    texts, labels = sources.read_texts('imdb_reviews', split)
+    texts, labels = sources.read_texts(data_sets.of('imdb_reviews'), split)
     assert len(texts) == n and labels.sum() == n // 2
     assert min(map(len, texts)) > 0
 

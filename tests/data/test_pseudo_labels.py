@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support import data_sets
 
 from flax_imdb.config import load_config
 from flax_imdb.data import pseudo_labels, sources
@@ -13,7 +14,7 @@ PROBABILITIES = np.array([0.0, 0.25, 1.0], np.float32)
 
 @pytest.fixture
 def source():
-  sources.prepare('grammar_reviews', print)
+  sources.prepare(data_sets.of('grammar_reviews'), print)
   config = load_config('configs/quickstart.py')
   config.data.unlabelled_split = 'train[:3]'
   return pseudo_labels.source(config)

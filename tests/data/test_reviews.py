@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support import data_sets
 
 from flax_imdb.config import load_config
 from flax_imdb.data import sources
@@ -24,7 +25,7 @@ NAME = 'grammar_reviews'
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
   """The directory of cached ids, empty; the reviews are prepared."""
-  sources.prepare(NAME, print)
+  sources.prepare(data_sets.of(NAME), print)
   shutil.copytree(sources.data_dir(NAME), tmp_path / 'flax_imdb' / 'tfds')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   return tmp_path / 'flax_imdb' / 'ids'
@@ -76,7 +77,7 @@ def _assert_equal(a, b):
 def test_ids_are_the_tokenizers_at_full_length(cache, config):
   config.data.max_length = 2  # batches cut, the cache does not
   tokenizer = training_tokenizer(config, print)
-  texts, labels = sources.read_texts(NAME, 'test[:7]')
+  texts, labels = sources.read_texts(data_sets.of(NAME), 'test[:7]')
   want = encode(tokenizer, texts)
   for again in range(2):  # fresh, then from the cache
     reviews, said = _load(config)
@@ -90,7 +91,7 @@ def test_ids_are_the_tokenizers_at_full_length(cache, config):
 
 def test_validation_is_the_last_part_of_the_training_split(cache, config):
   tokenizer = training_tokenizer(config, print)
-  texts, labels = sources.read_texts(NAME, 'train[:60]')
+  texts, labels = sources.read_texts(data_sets.of(NAME), 'train[:60]')
   want = [row.tolist() for row in encode(tokenizer, texts)]
   train, validation = (_load(config, s)[0] for s in ('train', 'validation'))
   assert (len(train), len(validation)) == (45, 15)
@@ -104,14 +105,14 @@ def test_unlabelled_reviews_give_words_and_no_labels(
     cache, config, no_reading):
   alone = training_tokenizer(config, print)
   config.data.unlabelled_split = 'train[500:600]'
-  texts, labels = sources.read_texts(NAME, 'train[500:600]')
+  texts, labels = sources.read_texts(data_sets.of(NAME), 'train[500:600]')
   tokenizer = training_tokenizer(config, print)
   assert tokenizer.get_vocab_size() > alone.get_vocab_size()
   no_reading()  # the same pass has encoded them
   reviews, _ = _load(config, 'unlabelled')
   assert _rows(reviews) == [row.tolist() for row in encode(tokenizer, texts)]
   assert {*labels.tolist()} == {0, 1} and {*reviews.labels.tolist()} == {-1}
-  assert reviews.labels.dtype == np.int8
+  assert reviews.labels.dtype == np.int16
 
 
 @pytest.mark.parametrize('field', ['train_split', 'test_split'])
@@ -159,7 +160,7 @@ def test_training_texts_are_read_once_to_fit_and_to_encode(
   said = []
   tokenizer = training_tokenizer(config, said.append)
   assert '45 reviews and encoded 60' in said[0] and str(cache) in said[0]
-  texts, labels = sources.read_texts(NAME, 'train[:60]')
+  texts, labels = sources.read_texts(data_sets.of(NAME), 'train[:60]')
   no_reading()
   splits = load_splits(config, tokenizer, pytest.fail, ['train', 'validation'])
   want = encode_reviews(tokenizer, texts, labels)
@@ -234,8 +235,8 @@ def test_what_a_file_depends_on_is_in_its_name(
   added = sorted(kinds[f.suffix] for f in set(cache.iterdir()) - before)
   assert added == list(files)
   assert (_rows(first) != _rows(second)) == ('ids' in files)
-  want = encode(training_tokenizer(config, print),
-                sources.read_texts(NAME, config.data.test_split)[0])
+  want = encode(training_tokenizer(config, print), sources.read_texts(
+      data_sets.of(NAME), config.data.test_split)[0])
   assert _rows(second) == [row.tolist() for row in want]
 
 
@@ -253,7 +254,7 @@ def test_the_vocabulary_comes_from_the_training_rows_alone(
   texts = {'train[:60]': ['seen good'] * 3 + ['held good'],
            'test[:7]': ['tested good']}
   monkeypatch.setattr(sources, 'read_texts', lambda name, split: (
-      texts[split], np.zeros(len(texts[split]), np.int8)))
+      texts[split], np.zeros(len(texts[split]), np.int16)))
   assert set(training_tokenizer(config, print).get_vocab()) == {
       '[PAD]', '[START]', '[UNK]', '[UNUSED]', 'seen', 'good'}
   good = training_tokenizer(config, print).token_to_id('good')

@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import pytest
+from support import data_sets
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, resource
 
@@ -61,8 +62,8 @@ def expected(split: str) -> set:
 
 
 def pairs(split: str) -> list:
-  texts, labels = sources.read_texts(IMDB, split)
-  assert labels.dtype == np.int8 and labels.shape == (len(texts),)
+  texts, labels = sources.read_texts(data_sets.of(IMDB), split)
+  assert labels.dtype == np.int16 and labels.shape == (len(texts),)
   return list(zip(texts, labels.tolist(), strict=True))
 
 
@@ -125,7 +126,7 @@ def server(point_at):
 
 def prepare(name: str = IMDB) -> list[str]:
   lines = []
-  sources.prepare(name, lines.append)
+  sources.prepare(data_sets.of(name), lines.append)
   return lines
 
 
@@ -142,7 +143,7 @@ def files_below(path: pathlib.Path) -> list[str]:
 
 
 def test_imdb_is_downloaded_once_and_read(server, capfd):
-  assert sources.fingerprint(IMDB) is None
+  assert sources.fingerprint(data_sets.of(IMDB)) is None
   lines = prepare()
   assert [line.split()[0] for line in lines] == ['downloading', 'prepared']
   assert server.url in lines[0] and f'{IMDB} in ' in lines[1]
@@ -229,7 +230,7 @@ def test_a_failed_download_leaves_nothing_behind(
   )
   assert says in message and 'quickstart' in message and server.url in message
   assert files_below(sources.data_dir(IMDB)) == []
-  assert sources.fingerprint(IMDB) is None
+  assert sources.fingerprint(data_sets.of(IMDB)) is None
   server.mode, server.body = 'works', ARCHIVE
   prepare()
   assert set(pairs('train')) == expected('train')
@@ -276,7 +277,7 @@ def test_a_damaged_archive_is_named(server, point_at, body):
   point_at(server.url, body)  # so that its checksum is right
   message = error_of(prepare)
   assert 'aclImdb_v1.tar.gz is damaged' in message and 'delete it' in message
-  assert sources.fingerprint(IMDB) is None
+  assert sources.fingerprint(data_sets.of(IMDB)) is None
   assert not list(sources.data_dir(IMDB).rglob('*incomplete*'))
 
 
@@ -307,21 +308,20 @@ def test_the_default_directories(monkeypatch):
 
 
 def test_unknown_names_and_splits(server):
-  for call, args in [
-    (sources.data_dir, ()),
-    (sources.fingerprint, ()),
-    (sources.prepare, (print,)),
-    (sources.read_texts, ('train',)),
-  ]:
-    message = error_of(call, 'imbd', *args)
-    assert "'imbd'" in message and IMDB in message and GRAMMAR in message
-  assert '--mode=prepare' in error_of(sources.read_texts, IMDB, 'train')
+  assert sources.fingerprint(data_sets.of('imbd_reviews')) is None
+  message = error_of(sources.prepare, data_sets.of('imbd_reviews'), print)
+  assert 'imbd_reviews is not in' in message
+  assert '--mode=prepare' in error_of(
+    sources.read_texts, data_sets.of(IMDB), 'train'
+  )
   prepare()
   for split in ('dev', 'train[', 'train[:200%]', ''):
-    message = error_of(sources.read_texts, IMDB, split)
+    message = error_of(sources.read_texts, data_sets.of(IMDB), split)
     assert repr(split) in message and 'train, test, unsupervised' in message
   for split in ('train[:0]', 'train[4:2]'):
-    assert 'no reviews' in error_of(sources.read_texts, IMDB, split)
+    assert 'no reviews' in error_of(
+      sources.read_texts, data_sets.of(IMDB), split
+    )
 
 
 def test_what_a_killed_process_leaves_is_no_obstacle(server):
@@ -345,7 +345,7 @@ def test_a_half_copied_directory_is_named(server):
     (sources.prepare, (print,)),
     (sources.read_texts, ('train',)),
   ]:
-    message = error_of(call, IMDB, *args)
+    message = error_of(call, data_sets.of(IMDB), *args)
     assert str(path) in message and 'delete it' in message
 
 
@@ -354,7 +354,7 @@ def test_a_damaged_array_record_is_named(server):
   path = sources.data_dir(IMDB) / sources.PATHS[IMDB]
   (file,) = path.glob('*-train.array_record*')
   os.truncate(file, 100)
-  message = error_of(sources.read_texts, IMDB, 'train')
+  message = error_of(sources.read_texts, data_sets.of(IMDB), 'train')
   assert str(path) in message and 'delete it' in message
   assert set(pairs('test')) == expected('test')
 
@@ -421,7 +421,7 @@ def test_tfrecord_reads_like_array_record(server):
   to_tfrecord(sources.data_dir(IMDB) / sources.PATHS[IMDB])
   assert [pairs(split) for split in SPLITS] == before
   assert prepare() == [], 'a directory in the other format is prepared too'
-  assert "'dev'" in error_of(sources.read_texts, IMDB, 'dev')
+  assert "'dev'" in error_of(sources.read_texts, data_sets.of(IMDB), 'dev')
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_damaged_tfrecord_is_named(server, cut):
     file.unlink()
   else:
     os.truncate(file, size[cut])
-  message = error_of(sources.read_texts, IMDB, 'train')
+  message = error_of(sources.read_texts, data_sets.of(IMDB), 'train')
   assert file.name in message and 'damaged' in message and 'delete' in message
 
 
@@ -463,11 +463,14 @@ def test_nothing_imports_tensorflow(server, tmp_path):
         {url!r}: UrlInfo({int(info.size)}, {info.checksum!r}, {info.filename!r})
     }}
     os.environ['TFDS_DATA_DIR'] = {str(tmp_path / 'new')!r}
-    sources.prepare('imdb_reviews', print)
-    texts, _ = sources.read_texts('imdb_reviews', 'train')
+    from flax_imdb.config import packaged
+    data = packaged('default').data
+    sources.prepare(data, print)
+    texts, _ = sources.read_texts(data, 'train')
     os.environ['TFDS_DATA_DIR'] = {str(tmp_path / 'tfrecord')!r}
-    assert sources.read_texts('imdb_reviews', 'train')[0] == texts
-    sources.prepare('grammar_reviews', print)
+    assert sources.read_texts(data, 'train')[0] == texts
+    data.name = 'grammar_reviews'
+    sources.prepare(data, print)
     assert 'tensorflow' not in sys.modules
   """
   path = f'{fake.parents[1]}{os.pathsep}{REPO}'
@@ -485,23 +488,24 @@ def test_nothing_imports_tensorflow(server, tmp_path):
 
 def test_a_fingerprint_needs_no_tfds_and_follows_the_data(server):
   code = (
-    'import sys; from flax_imdb.data import sources;'
-    "sources.fingerprint('imdb_reviews');"
+    'import sys; from flax_imdb.config import packaged;'
+    'from flax_imdb.data import sources;'
+    "sources.fingerprint(packaged('default').data);"
     "sys.exit('tensorflow_datasets' in sys.modules)"
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=REPO, timeout=60)
   prepare()
   path = sources.data_dir(IMDB) / sources.PATHS[IMDB]
-  seen = {sources.fingerprint(IMDB), sources.fingerprint(IMDB)}
+  seen = {sources.fingerprint(data_sets.of(IMDB)) for _ in range(2)}
   assert len(seen) == 1 and None not in seen
   with (path / 'dataset_info.json').open('a') as info:
     info.write(' ')
-  seen.add(sources.fingerprint(IMDB))
+  seen.add(sources.fingerprint(data_sets.of(IMDB)))
   (file,) = path.glob('*-test.array_record*')
   file.rename(path / 'other')
-  seen.add(sources.fingerprint(IMDB))
+  seen.add(sources.fingerprint(data_sets.of(IMDB)))
   os.truncate(path / 'other', 100)
-  seen.add(sources.fingerprint(IMDB))
+  seen.add(sources.fingerprint(data_sets.of(IMDB)))
   assert len(seen) == 4
 
 
@@ -515,18 +519,20 @@ def test_grammar_reviews_are_generated(monkeypatch, capfd):
   assert capfd.readouterr() == ('', '')
   numbers = {}
   for split, n in [('train', 4_000), ('test', 1_000)]:
-    texts, labels = sources.read_texts(GRAMMAR, split)
+    texts, labels = sources.read_texts(data_sets.of(GRAMMAR), split)
     assert len(texts) == n
     numbers[split] = [int(text.removeprefix('review 0 ')) for text in texts]
     np.testing.assert_array_equal(labels, np.array(numbers[split]) % 2)
   assert set(numbers['train']) == set(range(4_000))
   assert set(numbers['test']) == set(range(4_000, 5_000))
-  assert 'train, test,' in error_of(sources.read_texts, GRAMMAR, 'unsupervised')
+  assert 'train, test,' in error_of(
+    sources.read_texts, data_sets.of(GRAMMAR), 'unsupervised'
+  )
 
 
 def test_the_real_grammar_is_what_is_prepared():
   prepare(GRAMMAR)
-  texts, labels = sources.read_texts(GRAMMAR, 'train+test')
+  texts, labels = sources.read_texts(data_sets.of(GRAMMAR), 'train+test')
   generated = set(grammar.generate(seed=0, n=5_000))
   assert set(zip(texts, labels.tolist(), strict=True)) == generated
 
@@ -545,7 +551,7 @@ def test_the_slower_of_two_processes_uses_the_work_of_the_faster(monkeypatch):
 
   monkeypatch.setattr(grammar, 'generate', generate)
   assert prepare(GRAMMAR) == [] and len(lines) == 1
-  assert len(sources.read_texts(GRAMMAR, 'test')[0]) == 1_000
+  assert len(sources.read_texts(data_sets.of(GRAMMAR), 'test')[0]) == 1_000
   path = sources.data_dir(GRAMMAR) / sources.PATHS[GRAMMAR]
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -559,6 +565,6 @@ def test_the_real_imdb(monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', REAL_DIR)
   assert prepare() == []
   for split in ('train', 'test'):
-    texts, labels = sources.read_texts(IMDB, split)
+    texts, labels = sources.read_texts(data_sets.of(IMDB), split)
     assert len(texts) == 25_000 and labels.sum() == 12_500
     assert set(labels.tolist()) == {0, 1} and min(map(len, texts)) > 10

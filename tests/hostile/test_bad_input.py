@@ -109,7 +109,9 @@ FLAGS = {
     'unknown pooling': (
         ['--config.model.pooling=max+min'], 'choose last, mean, max'),
     'unknown data set': (
-        ['--config.data.name=imdb'], 'choose imdb_reviews, grammar_reviews'),
+        ['--config.data.name=imdb'], 'imdb is not in .*tfds build imdb'),
+    'no name of a data set': (
+        ['--config.data.name=reviews.csv'], 'give imdb_reviews, grammar_rev'),
     'buckets without a mask': (
         ['--config.model.mask_padding=false',
          '--config.data.segment_length=0'],

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support import data_sets
 from support.command import EVERY_INPUT, finished, run_here
 
 from flax_imdb.config import load_config, override
@@ -68,7 +69,8 @@ def test_the_labels_say_who_gave_them(student):
 
 def test_the_labels_are_what_predict_says(student):
   workdir, _ = student
-  texts, _ = sources.read_texts('grammar_reviews', 'train[500:600]')
+  texts, _ = sources.read_texts(
+      data_sets.of('grammar_reviews'), 'train[500:600]')
   printed = finished(run_here(
       '--mode=predict', '--json', f'--workdir={workdir}/teacher',
       stdin='\n'.join(texts).encode()))
