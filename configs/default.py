@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
   # A small split is passed over several times in an epoch: what a recipe needs
   # is steps. 0 = once in each epoch, however few steps these are.
   config.min_steps_per_epoch = 50  # steps, reached in whole passes
+  # A large one lasts for several epochs, after each of which it is validated.
+  config.max_steps_per_epoch = 0  # steps, before a pass is over; 0 = no limit
   config.global_batch_size = 64  # reviews a step, over all devices
   config.show_examples = 0  # short test reviews to print with their predictions
   config.init_from = ''  # begin with a run directory's or Keras file's weights
@@ -64,7 +66,8 @@ def get_config() -> ConfigDict:
   config.data.test_split = 'test'  # tfds split
   config.data.unlabelled_split = ''  # to learn from, too: 'unsupervised'
   config.data.validation_fraction = 0.1  # of the training split; or 0
-  config.data.validation_by = 'groups'  # that share names; or rows, the last
+  # Of equal texts all or none; rows = the last ones.
+  config.data.validation_by = 'groups'  # that share names; or text, or rows
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
   config.data.punctuation = True  # ! ? . , ; : ( ) " * are words, too
   config.data.max_length = 1000  # tokens of a review that are read

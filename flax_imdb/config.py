@@ -45,6 +45,7 @@ _FIELDS = {
     'seed': _Field(int, least=0, under=1 << 32),  # jax would drop higher bits
     'num_epochs': _Field(int, least=0, most=50_000),  # steps are int32
     'min_steps_per_epoch': _Field(int, least=0, most=10_000),
+    'max_steps_per_epoch': _Field(int, least=0, most=1 << 24),
     'global_batch_size': _Field(int, least=1, most=1 << 20),
     'show_examples': _Field(int, least=0, most=1_000_000),
     'init_from': _TEXT,
@@ -78,7 +79,7 @@ _FIELDS = {
     'data.test_split': _TEXT,
     'data.unlabelled_split': _TEXT,
     'data.validation_fraction': _FRACTION,
-    'data.validation_by': _Field(str, ('groups', 'rows')),
+    'data.validation_by': _Field(str, ('groups', 'rows', 'text')),
     'data.vocab_size': _Field(int, least=5, most=1 << 20),
     'data.punctuation': _BOOL,
     'data.max_length': _Field(int, least=2, most=1 << 20),
@@ -114,7 +115,8 @@ _FIELDS = {
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
     'data.text_field': '', 'data.label_field': '', 'data.word_index': '',
-    'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0, 'objective': 'label',
+    'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0,
+    'max_steps_per_epoch': 0, 'objective': 'label',
     'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
     'virtual_adversarial_norm': 0.0, 'virtual_adversarial_weight': 1.0,
     'entropy_weight': 0.0, 'data.validation_by': 'rows',

@@ -72,8 +72,8 @@ class TrainBatches:
   The attributes are the training split, the seed of the order, and those that
   `pad` takes. A pass reads each review once, in an order of its own, and its
   last batch may be filled up with weight 0; an epoch is a pass, or as many as
-  have `min_steps_per_epoch`. Without a `bucket_width` reviews of any length
-  share a batch.
+  have `min_steps_per_epoch`, or a part of one of `max_steps_per_epoch`. Without
+  a `bucket_width` reviews of any length share a batch.
   """
   reviews: Reviews
   seed: int
@@ -81,6 +81,7 @@ class TrainBatches:
   reading: Reading
   share: Share = ALONE
   min_steps_per_epoch: int = 0
+  max_steps_per_epoch: int = 0  # 0 = no limit
 
   @property
   def _steps_per_pass(self) -> int:
@@ -94,7 +95,8 @@ class TrainBatches:
   @property
   def steps_per_epoch(self) -> int:
     """The last short batch of each pass is counted."""
-    return self.passes_per_epoch * self._steps_per_pass
+    steps = self.passes_per_epoch * self._steps_per_pass
+    return min(steps, self.max_steps_per_epoch or steps)
 
   def first_of_each_shape(self, steps: range) -> list[int]:
     """Those of these steps whose batch has a shape that is new among them."""

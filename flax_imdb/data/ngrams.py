@@ -21,6 +21,7 @@ from flax_imdb.storage import files, npz
 
 _LEAST = 2  # what comes once is most of the n-grams, and says next to nothing
 _FEW = _LEAST - 0.5  # the same of sums of shares, which rounding makes 1.99...
+_MOST_TOKENS = 1 << 25  # of training; to count takes some 60 bytes each
 _FOLDS = 10  # a training review's log-odds are counted on the nine others
 _ID_BITS = 20  # config.data.vocab_size is at most 1 << 20
 
@@ -70,8 +71,14 @@ def fit(config: ConfigDict, reviews: Reviews,
   Also returns these with features to train with. Their log-odds are counted
   without the tenth of the reviews that they are in: a review's own label must
   not be read from its rare words. One with a pseudo-label counts for each class
-  as much as that says, and one without a label for none.
+  as much as that says, and one without a label for none. Raises UserError if
+  they are too many to be counted.
   """
+  if config.model.inputs != 'words' and len(reviews.ids) > _MOST_TOKENS:
+    raise UserError(
+        f'config.model.inputs={config.model.inputs} counts n-grams in memory, '
+        f'of {_MOST_TOKENS:,} words at most, and these are '
+        f'{len(reviews.ids):,}: give --config.model.inputs=words')
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
   weights = NONE.weights

@@ -4,6 +4,7 @@ It is keyed by all that its content depends on: a stale file is never read.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,10 +19,11 @@ from tokenizers import Tokenizer
 
 from flax_imdb.cluster import processes
 from flax_imdb.data import groups, sources
+from flax_imdb.data.encoding import Encoded, Part, encode_split, read_parts
 from flax_imdb.data.tokenizer import (
   VERSION,
+  Vocabulary,
   encode,
-  fit_and_encode,
   load_tokenizer,
   save_tokenizer,
   word_index_tokenizer,
@@ -85,12 +87,8 @@ def joined(reviews: Reviews, others: Reviews) -> Reviews:
 def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
                    labels: np.ndarray | None = None) -> Reviews:
   """Encodes n texts at full length; labels int16 [n], without them all 0."""
-  return _ragged(tokenizer, encode(tokenizer, texts), labels)
-
-
-def _ragged(tokenizer: Tokenizer, rows: Sequence[np.ndarray],
-            labels: np.ndarray | None) -> Reviews:
-  # Two bytes an id halve the file and the memory.
+  rows = encode(tokenizer, texts)
+  # Two bytes an id, as of the files of `encoding`.
   dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
   return Reviews(
       ids=np.concatenate(rows).astype(dtype) if rows else np.zeros(0, dtype),
@@ -119,26 +117,31 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
         return load_tokenizer(path, data.vocab_size)
       except UserError as e:
         announce(f'{e}; making it again')
-    start = time.perf_counter()
-    texts, labels = sources.read_texts(data, data.train_split)
-    train, _ = _divide(data, fingerprint, len(labels), announce, lambda: texts)
-    fitted = np.arange(len(labels))[train]
-    splits = {data.train_split: labels}
+    start, vocabulary, fitted = time.perf_counter(), Vocabulary(), 0
+    splits = {data.train_split: _validating(data, fingerprint, announce)}
     if data.unlabelled_split:
-      others, splits[data.unlabelled_split] = sources.read_texts(
-          data, data.unlabelled_split)
-      fitted = np.append(fitted, np.arange(len(others)) + len(texts))
-      texts = texts + others
-    tokenizer, rows = fit_and_encode(
-        texts, fitted, data.vocab_size, data.punctuation)
-    save_tokenizer(tokenizer, path)
-    # For `load_splits`, so that these texts are read once.
-    for split, labels in splits.items():
-      own, rows = rows[:len(labels)], rows[len(labels):]
-      _write_reviews(_ids_path(data.name, fingerprint, tokenizer, split),
-                     _ragged(tokenizer, own, labels))
+      splits[data.unlabelled_split] = _none_validates
+    with contextlib.ExitStack() as stack:
+      encoded = {}
+      for split, validates in splits.items():
+        encoded[split] = stack.enter_context(Encoded(path.parent))
+        for part in read_parts(data, split, data.punctuation):
+          held_out = validates(len(encoded[split]), part)
+          counts = np.bincount(
+              part.numbers[np.repeat(~held_out, part.lengths)],
+              minlength=len(part.words))
+          fitted += int((~held_out).sum())
+          encoded[split].add(
+              part, vocabulary.add(part.words, counts), held_out)
+      tokenizer, table = vocabulary.learn(data.vocab_size, data.punctuation)
+      save_tokenizer(tokenizer, path)
+      # For `load_splits`, so that these texts are read once.
+      for split, ids in encoded.items():
+        ids.write(_ids_path(data, fingerprint, tokenizer, split),
+                  tokenizer.get_vocab_size(), table)
+      count = sum(map(len, encoded.values()))
     announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
-             f'{len(fitted):,} reviews and encoded {len(texts):,} in '
+             f'{fitted:,} reviews and encoded {count:,} in '
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
     return tokenizer
 
@@ -147,11 +150,10 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
                 splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
   """Reads the splits that are asked for, of `SPLITS` and 'unlabelled'.
 
-  Validation is a part of the training reviews: whole groups as `groups` has
-  them, or the last in tfds' order, which tfds has shuffled once and for all.
-  The labels that unlabelled reviews may have are not read. `announce` as in
-  `training_tokenizer`. Raises UserError if the data can't be had, a split is
-  empty, or one with labels lacks some.
+  Validation is a part of the training reviews, see `_validating`. Their ids are
+  mapped, not read into memory. The labels that unlabelled reviews may have are
+  not read. `announce` as in `training_tokenizer`. Raises UserError if the data
+  can't be had, a split is empty, or one with labels lacks some.
   """
   with processes.one_at_a_time():
     data = config.data
@@ -160,15 +162,13 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
         _encoded, data, fingerprint, tokenizer, announce)
     found = {}
     if {'train', 'validation'} & {*splits}:
-      reviews = encoded(data.train_split)
-      train, validation = _divide(
-          data, fingerprint, len(reviews), announce,
-          lambda: sources.read_texts(data, data.train_split)[0])
-      found = {'train': reviews[train], 'validation': reviews[validation]}
+      reviews, count = encoded(data.train_split)
+      found = {'train': reviews[:len(reviews) - count],
+               'validation': reviews[len(reviews) - count:]}
     if 'test' in splits:
-      found['test'] = encoded(data.test_split)
+      found['test'], _ = encoded(data.test_split)
     if 'unlabelled' in splits:
-      reviews = encoded(data.unlabelled_split)
+      reviews, _ = encoded(data.unlabelled_split)
       found['unlabelled'] = dataclasses.replace(
           reviews, labels=np.full(len(reviews), -1, np.int16))
   for split in splits:
@@ -191,51 +191,79 @@ def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
   return digest.hexdigest()
 
 
-def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
-            texts: Callable[[], Sequence[str]]) -> tuple[Any, Any]:
-  """The rows, of n, that train and that validate: slices, or int, ascending.
+def _validating(data: ConfigDict, fingerprint: str,
+                announce: Announce) -> Callable[[int, Part], np.ndarray]:
+  """Makes a function that says which training reviews validate.
 
-  `texts` are those of data.train_split, which take a while to read.
+  By rows the last ones in tfds' order, which tfds has shuffled once and for
+  all; by groups whole ones, as `groups` has them; by text those whose hash is
+  in the share: of equal texts all or none. Its arguments are those of
+  `encode_split`.
   """
-  count = round(n * data.validation_fraction)
-  if data.validation_by == 'rows' or not count:
-    return slice(0, n - count), slice(n - count, n)
+  fraction = data.validation_fraction
+  if not fraction:
+    return _none_validates
+  if data.validation_by == 'text':
+    least = np.uint64(int(fraction * 2**64))
+    return lambda start, part: part.hashes < least
+  n = sources.count_texts(data, data.train_split)
+  if data.validation_by == 'rows':
+    chosen = np.arange(n) >= n - round(n * fraction)
+  else:
+    chosen = _groups(data, fingerprint, n, announce)
+  return lambda start, part: chosen[start:start + len(part.labels)]
+
+
+def _none_validates(start: int, part: Part) -> np.ndarray:
+  return np.zeros(len(part.labels), bool)
+
+
+def _groups(data: ConfigDict, fingerprint: str, n: int,
+            announce: Announce) -> np.ndarray:
+  """Bool [n], which of the training reviews validate, from the cache or not."""
   path = _cache_path(f'{data.name}-validation', '.npz', fingerprint,
                      data.train_split, data.validation_fraction, groups.VERSION)
+  count = round(n * data.validation_fraction)
   def checked(arrays: dict[str, np.ndarray]) -> np.ndarray:
     validates = arrays['validates']
     if validates.shape != (n,) or validates.sum() != count:
       raise ValueError(f'not {count} of {n}')
-    return validates
+    return validates > 0
   validates = _cached(path, checked, announce)
   if validates is None:
     start = time.perf_counter()
-    validates = groups.validation_rows(
-        texts(), data.validation_fraction).astype(np.uint8)
-    npz.write_arrays(path, validates=validates)
+    texts, _ = sources.read_texts(data, data.train_split)
+    validates = groups.validation_rows(texts, data.validation_fraction)
+    npz.write_arrays(path, validates=validates.astype(np.uint8))
     announce(f'grouped {n:,} reviews by the names in them in '
              f'{time.perf_counter() - start:.1f} s')
-  return np.flatnonzero(validates == 0), np.flatnonzero(validates)
+  return validates
 
 
 def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
-             announce: Announce, tfds_split: str) -> Reviews:
-  """All reviews of a tfds split, from the cache if it holds them."""
-  path = _ids_path(data.name, fingerprint, tokenizer, tfds_split)
-  def checked(arrays: dict[str, np.ndarray]) -> Reviews:
+             announce: Announce, tfds_split: str) -> tuple[Reviews, int]:
+  """All reviews of a tfds split, and how many at their end validate.
+
+  From the cache if it holds them.
+  """
+  path = _ids_path(data, fingerprint, tokenizer, tfds_split)
+  def checked(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
     reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
     _check_reviews(reviews, tokenizer.get_vocab_size())
-    return reviews
+    count, = arrays['validation'].tolist()
+    if not 0 <= count <= len(reviews):
+      raise ValueError(f'{count} of {len(reviews)} reviews validate')
+    return reviews, count
   found = _cached(path, checked, announce)
-  if found is not None:
-    return found
-  start = time.perf_counter()
-  texts, labels = sources.read_texts(data, tfds_split)
-  reviews = encode_reviews(tokenizer, texts, labels)
-  _write_reviews(path, reviews)
-  announce(f'encoded {len(reviews):,} reviews of {data.name} {tfds_split} in '
-           f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
-  return reviews
+  if found is None:
+    start = time.perf_counter()
+    validates = (_validating(data, fingerprint, announce)
+                 if tfds_split == data.train_split else _none_validates)
+    n = encode_split(data, tfds_split, tokenizer, path, validates)
+    announce(f'encoded {n:,} reviews of {data.name} {tfds_split} in '
+             f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
+    found = checked(npz.map_arrays(path))
+  return found
 
 
 def _cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
@@ -244,16 +272,10 @@ def _cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
   if not path.exists():
     return None
   try:
-    # It is not packed: what claims to be larger than the file is damaged.
-    return checked(npz.read_arrays(path, path.stat().st_size))
+    return checked(npz.map_arrays(path))
   except npz.ERRORS as e:
     announce(f'{path} is damaged ({e}); making it again')
     return None
-
-
-def _write_reviews(path: pathlib.Path, reviews: Reviews) -> None:
-  npz.write_arrays(
-      path, ids=reviews.ids, offsets=reviews.offsets, labels=reviews.labels)
 
 
 def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
@@ -268,10 +290,12 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
     raise ValueError('its ids, offsets or labels are no reviews')
 
 
-def _ids_path(name: str, fingerprint: str, tokenizer: Tokenizer,
+def _ids_path(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
               tfds_split: str) -> pathlib.Path:
-  return _cache_path(
-      name, '.npz', fingerprint, tfds_split, tokenizer.to_str(), VERSION)
+  divided = tfds_split == data.train_split and data.validation_fraction and (
+      data.validation_fraction, data.validation_by, groups.VERSION)
+  return _cache_path(data.name, '.npz', fingerprint, tfds_split, divided,
+                     tokenizer.to_str(), VERSION)
 
 
 def _cache_path(name: str, suffix: str, *key) -> pathlib.Path:

@@ -57,28 +57,33 @@ class Plan:
 def plan(counts: np.ndarray, batch_size: int, devices: int) -> Plan:
   """Deals reviews of these numbers of segments to the batches of an epoch."""
   falling = -np.sort(-counts)
-  batch_of = deal(falling, -(-len(counts) // batch_size))
-  most = 0
-  for batch in range(batch_of.max(initial=0) + 1):
-    own = falling[batch_of == batch]
-    most = max(most, int(np.bincount(deal(own, devices), own).max()))
-  return Plan(counts, batch_of, most)
+  n = -(-len(counts) // batch_size)
+  batch_of = deal(falling, n)
+  # Of all batches at once: the numbers of each, which fall, and zeros.
+  order = np.argsort(batch_of, kind='stable')
+  sizes = np.bincount(batch_of, minlength=n)
+  own = np.zeros((n, sizes.max(initial=0)), int)
+  own[np.arange(own.shape[1]) < sizes[:, None]] = falling[order]
+  heap = np.arange(n)[:, None] * devices + deal(own, devices)
+  most = np.bincount(heap.ravel(), own.ravel()).max(initial=0)
+  return Plan(counts, batch_of, int(most))
 
 
 def deal(falling: np.ndarray, n: int) -> np.ndarray:
   """Deals numbers to n heaps, a number each in turn, the larger to the lower.
 
-  `falling` are int [m], the largest first. Returns int [m] of 0 to n - 1. The
-  heaps differ by one number at most in how many they have, and in their sums by
-  no more than the largest number.
+  `falling` are int [..., m], the largest first, of as many deals. Returns int
+  [..., m] of 0 to n - 1. The heaps differ by one number at most in how many
+  they have, and in their sums by no more than the largest number.
   """
-  heaps = np.zeros(n, int)
-  chosen = np.empty(len(falling), int)
-  for start in range(0, len(falling), n):
-    some = falling[start:start + n]
-    lowest = np.argsort(heaps, kind='stable')[:len(some)]
-    chosen[start:start + n] = lowest
-    heaps[lowest] += some
+  heaps = np.zeros((*falling.shape[:-1], n), int)
+  chosen = np.empty(falling.shape, int)
+  for start in range(0, falling.shape[-1], n):
+    some = falling[..., start:start + n]
+    lowest = np.argsort(heaps, axis=-1, kind='stable')[..., :some.shape[-1]]
+    chosen[..., start:start + n] = lowest
+    sums = np.take_along_axis(heaps, lowest, axis=-1) + some
+    np.put_along_axis(heaps, lowest, sums, axis=-1)
   return chosen
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -178,36 +179,52 @@ def class_names(data: ConfigDict) -> tuple[str, ...]:
   return tuple(names)
 
 
-def read_texts(data: ConfigDict, split: str) -> tuple[list[str], np.ndarray]:
+def count_texts(data: ConfigDict, split: str) -> int:
+  """How many texts a split has, at least 1; raises as `read_texts`."""
+  with _reading(data) as builder:
+    return _selected(data, builder, split).num_examples
+
+
+def read_texts(data: ConfigDict, split: str, start: int = 0,
+               stop: int | None = None) -> tuple[list[str], np.ndarray]:
   """Reads one split of the prepared data set of config.data, in tfds' order.
 
-  `split` is a tfds expression, such as 'train' or 'train[:10%]'. Returns the n
-  texts, and their labels as int16 [n], places in `class_names`, or -1 for none.
-  Raises UserError if the set is not prepared or is damaged, the split unknown
-  or empty, or there is not one text and one label to be read.
+  `split` is a tfds expression, such as 'train' or 'train[:10%]', and `start`
+  and `stop` say which n of its texts to read, by default all. Returns these,
+  and their labels as int16 [n], places in `class_names`, or -1 for none. Raises
+  UserError if the set is not prepared or is damaged, the split unknown or
+  empty, or there is not one text and one label to be read.
   """
   with _reading(data) as builder:
-    splits = builder.info.splits
-    try:
-      selected = splits[split]
-    except ValueError as e:
-      raise UserError(f'unknown split {split!r}: {data.name} has '
-                      f'{", ".join(splits)}, and slices of them such as '
-                      "'train[:10%]'") from e
-    if (n := selected.num_examples) <= 0:  # tfds gives 'train[5:3]' -2
-      raise UserError(f'split {split!r} of {data.name} selects no reviews')
+    selected = _selected(data, builder, split)
+    rows = range(selected.num_examples)[start:stop]
     texts_of, label = _fields(data, builder)
     if builder.info.file_format.value == 'tfrecord':
       decode = builder.info.features.deserialize_example_np
-      examples = [decode(record) for instruction in selected.file_instructions
-                  for record in _tfrecords(instruction)]
+      examples = [decode(record) for record in itertools.islice(
+          (record for instruction in selected.file_instructions
+           for record in _tfrecords(instruction)), rows.start, rows.stop)]
     else:
       # One batched call takes half the time of n single ones.
-      examples = builder.as_data_source(split).__getitems__(range(n))
+      examples = builder.as_data_source(split).__getitems__(rows)
     texts = [' '.join(example[field].decode() for field in texts_of)
              for example in examples]
     labels = np.array([example[label] for example in examples], np.int16)
   return texts, labels
+
+
+def _selected(data: ConfigDict, builder: Any, split: str) -> Any:
+  """What tfds knows of a split; UserError if it is unknown or empty."""
+  splits = builder.info.splits
+  try:
+    selected = splits[split]
+  except ValueError as e:
+    raise UserError(f'unknown split {split!r}: {data.name} has '
+                    f'{", ".join(splits)}, and slices of them such as '
+                    "'train[:10%]'") from e
+  if selected.num_examples <= 0:  # tfds gives 'train[5:3]' -2
+    raise UserError(f'split {split!r} of {data.name} selects no reviews')
+  return selected
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ file. Nearly all texts are read by `_words` with `re`, five times as fast.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import html
 import itertools
 import json
@@ -40,6 +40,7 @@ VERSION = 2
 # Of tokenizer.json: a million words of 20 letters. What is read takes 20 times
 # as much memory at worst.
 _MOST_BYTES = 1 << 25
+_MOST_WORDS = 1 << 22  # distinct ones, counted at a time: some 0.5 GB
 
 # &eacute; and &#39;, which `tokenizers` has no rule for. They are bounded, for
 # html.unescape raises at a number of 5,000 digits, and have their semicolon, or
@@ -110,7 +111,7 @@ def unescapes(tokenizer: Tokenizer) -> bool:
 _RULES = _build([]), _build([], marks=True)
 
 
-def _reads_marks(tokenizer: Tokenizer) -> bool:
+def reads_marks(tokenizer: Tokenizer) -> bool:
   """Whether marks are words of a tokenizer of this version."""
   return _state(tokenizer) == _state(_RULES[True])
 
@@ -135,6 +136,74 @@ def _words(text: str, marks: bool) -> list[str]:
   return _LATIN_WORDS[marks].findall(text)
 
 
+class Vocabulary:
+  """Counts the words of texts, part by part, until the commonest are known.
+
+  Memory holds the distinct words, up to some four million of them: then those
+  that have come once at most are forgotten.
+  """
+
+  def __init__(self) -> None:
+    self._numbers = {_SPECIAL[START_ID]: 0}
+    self._next = 1
+    self._counts = np.zeros(1 << 16, np.int64)  # by number; longer if need be
+
+  def add(self, words: Sequence[str], counts: np.ndarray) -> np.ndarray:
+    """Adds words of `number_words`, and int [words] how often each came.
+
+    Returns int32 [words], the number of each word here, which stays its own.
+    """
+    if len(self._numbers) > _MOST_WORDS:
+      self._numbers = {word: i for word, i in self._numbers.items()
+                       if self._counts[i] > 1 or not i}
+    numbers = np.empty(len(words), np.int32)
+    for place, word in enumerate(words):
+      number = self._numbers.get(word)
+      if number is None:
+        number = self._numbers[word] = self._next
+        self._next += 1
+      numbers[place] = number
+    if self._next > len(self._counts):
+      self._counts = np.pad(self._counts, (0, self._next))
+    self._counts[numbers] += counts
+    return numbers
+
+  def learn(self, vocab_size: int,
+            marks: bool = False) -> tuple[Tokenizer, np.ndarray]:
+    """Makes the tokenizer of the words that came most often.
+
+    As `fit_tokenizer`. Also returns int32 [numbers], the id of each number.
+    """
+    counts, most = self._counts[:self._next], vocab_size - FIRST_WORD_ID
+    least = 1
+    if self._next - 1 > most:  # of the words, no more than can be taken
+      least = max(1, np.partition(counts[1:], -most)[-most])
+    learned = sorted(
+        ((word, i) for word, i in self._numbers.items()
+         if i and counts[i] >= least),
+        key=lambda item: (-counts[item[1]], item[0]))[:most]
+    ids = np.full(self._next, UNKNOWN_ID, np.int32)
+    ids[0] = START_ID
+    ids[[i for _, i in learned]] = np.arange(len(learned)) + FIRST_WORD_ID
+    return _build((word for word, _ in learned), marks), ids
+
+
+def number_words(texts: Sequence[str], marks: bool) -> tuple[
+    list[str], np.ndarray, np.ndarray]:
+  """Numbers the words of n texts in the order in which they come.
+
+  Returns the distinct words, of which the first stands for `START_ID`; int32
+  [tokens], the place of each token in these; and int64 [n], the tokens of each
+  text, its start included.
+  """
+  numbers = collections.defaultdict(
+      itertools.count(1).__next__, {_SPECIAL[START_ID]: 0})
+  rows = [np.fromiter(map(numbers.__getitem__, [
+      _SPECIAL[START_ID], *_words(text, marks)]), np.int32) for text in texts]
+  return (list(numbers), np.concatenate([np.zeros(0, np.int32), *rows]),
+          np.array([len(row) for row in rows], np.int64))
+
+
 def fit_tokenizer(texts: Iterable[str], vocab_size: int,
                   marks: bool = False) -> Tokenizer:
   """Learns the most frequent words of reviews: of the training split alone.
@@ -146,34 +215,10 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int,
   frequency in alphabetical order. With `marks`, ! ? . , ; : ( ) " and * are
   words, too.
   """
-  texts = list(texts)
-  return fit_and_encode(texts, range(len(texts)), vocab_size, marks)[0]
-
-
-def fit_and_encode(
-    texts: Sequence[str], train: Sequence[int] | np.ndarray, vocab_size: int,
-    marks: bool = False) -> tuple[Tokenizer, list[np.ndarray]]:
-  """Fits to the texts of these rows and encodes all; each text is read once.
-
-  Returns what `fit_tokenizer` and then `encode` would.
-  """
-  # In the order in which the words come, until their frequency is known.
-  numbers = collections.defaultdict(
-      itertools.count(1).__next__, {_SPECIAL[START_ID]: 0})
-  rows = [np.fromiter(map(numbers.__getitem__, [
-      _SPECIAL[START_ID], *_words(text, marks)]), np.int32) for text in texts]
-  words = list(numbers)
-  counts = np.bincount(
-      np.concatenate([np.zeros(0, np.int32), *(rows[i] for i in train)]),
-      minlength=len(words))
-  learned = sorted(np.flatnonzero(counts[1:]) + 1,
-                   key=lambda i: (-counts[i], words[i]))
-  learned = learned[:vocab_size - FIRST_WORD_ID]
-  ids = np.full(len(words), UNKNOWN_ID, np.int32)
-  ids[0] = START_ID
-  ids[learned] = np.arange(len(learned)) + FIRST_WORD_ID
-  tokenizer = _build((words[i] for i in learned), marks)
-  return tokenizer, [ids[row] for row in rows]
+  vocabulary = Vocabulary()
+  words, numbers, _ = number_words(list(texts), marks)
+  vocabulary.add(words, np.bincount(numbers, minlength=len(words)))
+  return vocabulary.learn(vocab_size, marks)[0]
 
 
 def word_index_tokenizer(
@@ -204,10 +249,19 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
   if not unescapes(tokenizer):
     return [np.asarray(encoding.ids, np.int32)
             for encoding in tokenizer.encode_batch_fast(list(texts))]
-  vocab, marks = tokenizer.get_vocab(), _reads_marks(tokenizer)
+  vocab, marks = tokenizer.get_vocab(), reads_marks(tokenizer)
   return [np.array([START_ID, *(vocab.get(word, UNKNOWN_ID)
                                 for word in _words(text, marks))], np.int32)
           for text in texts]
+
+
+def ids_of(tokenizer: Tokenizer) -> Callable[[Sequence[str]], np.ndarray]:
+  """Makes a function of distinct words, as of `number_words`, to int32 ids."""
+  vocab = tokenizer.get_vocab()
+  def ids(words: Sequence[str]) -> np.ndarray:
+    return np.array([START_ID, *(
+        vocab.get(word, UNKNOWN_ID) for word in words[1:])], np.int32)
+  return ids
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:

@@ -34,13 +34,20 @@ def absolute(where: str) -> str:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-  """Writes under a temporary name, then renames."""
+  """See `files.write`."""
+  with replacing(path) as f:
+    f.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Writes under a temporary name, then renames; see `files.replacing`."""
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   path.parent.mkdir(parents=True, exist_ok=True)
   remove_leftovers(path.parent, path.name, _LEFTOVER_SECONDS)
   try:
     with open(temporary, 'wb') as f:
-      f.write(content)
+      yield f
       f.flush()
       os.fsync(f.fileno())  # or a power cut leaves the name without content
     os.replace(temporary, path)

@@ -12,7 +12,7 @@ import pathlib
 import re
 import socket
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import bucket, disk
@@ -104,6 +104,16 @@ def write(path: Path, content: str | bytes) -> None:
     content = content.encode()
   with writing(path):
     _place(path).write(as_path(path), content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """A file of a disk to write, which takes this place when the context ends.
+
+  It is whole or not there, as of `write`, and may be larger than memory.
+  """
+  with writing(path), disk.replacing(path) as f:
+    yield f
 
 
 def append(path: Path, content: bytes) -> None:

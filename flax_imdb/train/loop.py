@@ -13,6 +13,7 @@ from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints, Progress
 from flax_imdb.cluster import devices, preemption, processes
 from flax_imdb.data import sources
+from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.inference import calibration, evaluate, predict
 from flax_imdb.model import classifier
@@ -95,11 +96,9 @@ def _begin_or_resume(task: Task, checkpoints: Checkpoints) -> _Training:
     training = _Training(state, step, progress, step, checkpoints)
   announce(classifier.parameter_table(training.state.params))
   if found is None:
-    passes = task.batches.passes_per_epoch
     announce(f'{task.steps_total:,} steps, {task.batches.steps_per_epoch:,} an '
-             f'epoch of {f"{passes} passes over " if passes > 1 else ""}'
-             f'{len(task.batches.reviews):,} reviews; each new batch shape '
-             'compiles once')
+             f'epoch{_epoch_size(task.batches)}; each new batch shape compiles '
+             'once')
   else:
     stopped = training.progress.stopped
     done = stopped or training.step >= task.steps_total
@@ -107,6 +106,14 @@ def _begin_or_resume(task: Task, checkpoints: Checkpoints) -> _Training:
              f'{training.step} of {task.steps_total}'
              + (', stopped early' if stopped else ''))
   return training
+
+
+def _epoch_size(batches: TrainBatches) -> str:
+  passes, n = batches.passes_per_epoch, len(batches.reviews)
+  part = batches.steps_per_epoch * batches.batch_size
+  if part < n:
+    return f' of {part:,} of {n:,} reviews'
+  return f' of {f"{passes} passes over " if passes > 1 else ""}{n:,} reviews'
 
 
 def _compile(task: Task, training: _Training, stop: preemption.Stop) -> None:

@@ -83,7 +83,7 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal,
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
       Reading.of(config.data), Share(*devices.share()),
-      config.min_steps_per_epoch)
+      config.min_steps_per_epoch, config.max_steps_per_epoch)
   optimizer = build_optimizer(config, batches.steps_per_epoch)
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   words = config.objective == 'language_model'

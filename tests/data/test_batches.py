@@ -56,6 +56,17 @@ def test_an_epoch_of_few_reviews_is_whole_passes_in_orders_of_their_own(
   assert len({tuple(rows) for rows in passes}) == 6
 
 
+@pytest.mark.parametrize('most, steps', [(0, 7), (3, 3), (7, 7), (9, 7)])
+def test_an_epoch_of_many_reviews_is_a_part_of_a_pass(most, steps):
+  reviews = _reviews(100)
+  whole = TrainBatches(reviews, 0, 16, Reading(64, 32))
+  batches = TrainBatches(
+      reviews, 0, 16, Reading(64, 32), max_steps_per_epoch=most)
+  assert batches.steps_per_epoch == steps
+  for step in range(14):  # the next epoch goes on where this one ended
+    np.testing.assert_array_equal(batches.rows(step), whole.rows(step))
+
+
 @pytest.mark.parametrize('least', [0, 1, 6, 7])
 def test_an_epoch_of_enough_steps_is_one_pass_as_ever(least):
   reviews = _reviews(100)

@@ -239,6 +239,16 @@ def test_only_what_the_model_reads_is_learned(inputs, tmp_path):
   assert list(loaded.annotate(_reviews()).features) == [name]
 
 
+def test_more_words_than_can_be_counted_are_refused(monkeypatch):
+  monkeypatch.setattr(ngrams, '_MOST_TOKENS', 100)
+  config, reviews = _config(), _reviews(60)
+  assert len(reviews.ids) > 100
+  with pytest.raises(UserError, match='give --config.model.inputs=words'):
+    ngrams.fit(config, reviews)
+  config.model.inputs = 'words'
+  ngrams.fit(config, reviews)
+
+
 def test_a_model_of_words_needs_no_file(tmp_path):
   config = _config('words')
   assert ngrams.load(tmp_path / 'ngrams.npz', config) is ngrams.NONE

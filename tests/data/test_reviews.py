@@ -8,7 +8,7 @@ import pytest
 from support import data_sets
 
 from flax_imdb.config import load_config
-from flax_imdb.data import sources
+from flax_imdb.data import encoding, sources
 from flax_imdb.data.reviews import (
   encode_reviews,
   joined,
@@ -119,8 +119,8 @@ def test_unlabelled_reviews_give_words_and_no_labels(
 def test_a_split_with_labels_has_all_of_them(
     cache, config, field, monkeypatch):
   read = sources.read_texts
-  def without(name, split):
-    texts, labels = read(name, split)
+  def without(data, split, *rows):
+    texts, labels = read(data, split, *rows)
     none = np.full_like(labels, -1)
     return texts, none if split == config.data[field] else labels
   monkeypatch.setattr(sources, 'read_texts', without)
@@ -189,6 +189,7 @@ def test_damaged_ids_are_announced_and_made_again(cache, config, damage):
   path = _newest(cache)
   good = path.read_bytes()
   assert damage(good) != good
+  path.unlink()  # what is mapped of it stays
   path.write_bytes(damage(good))
   second, said = _load(config)
   _assert_equal(first, second)
@@ -253,8 +254,10 @@ def test_the_vocabulary_comes_from_the_training_rows_alone(
     cache, config, monkeypatch):
   texts = {'train[:60]': ['seen good'] * 3 + ['held good'],
            'test[:7]': ['tested good']}
-  monkeypatch.setattr(sources, 'read_texts', lambda name, split: (
+  monkeypatch.setattr(sources, 'read_texts', lambda data, split, *rows: (
       texts[split], np.zeros(len(texts[split]), np.int16)))
+  monkeypatch.setattr(
+      sources, 'count_texts', lambda data, split: len(texts[split]))
   assert set(training_tokenizer(config, print).get_vocab()) == {
       '[PAD]', '[START]', '[UNK]', '[UNUSED]', 'seen', 'good'}
   good = training_tokenizer(config, print).token_to_id('good')
@@ -290,18 +293,49 @@ def test_an_empty_split_is_the_users_to_mend(cache, config, split, fraction):
 
 
 def test_groups_that_validate_are_cached_and_made_again_if_damaged(
-    cache, config, no_reading):
+    cache, config):
   config.data.validation_by = 'groups'
   first, _ = _load(config, 'validation')
   assert len(first) == 15
   (path,) = cache.glob('*validation*.npz')
   good = path.read_bytes()
+  path.unlink()
   np.savez(path, validates=np.ones(60, np.uint8))  # whole, and not these
-  second, said = _load(config, 'validation')
-  _assert_equal(first, second)
-  assert str(path) in said[0] and 'damaged (not 15 of 60)' in said[0]
-  assert 'grouped 60 reviews' in said[1] and path.read_bytes() == good
-  no_reading()
-  third, said = _load(config, 'validation')
-  _assert_equal(first, third)
-  assert said == []
+  for damaged in (True, False):
+    ids, = {*cache.glob('*.npz')} - {path}
+    ids.unlink()
+    second, said = _load(config, 'validation')
+    _assert_equal(first, second)
+    if damaged:
+      assert str(path) in said[0] and 'damaged (not 15 of 60)' in said[0]
+      assert 'grouped 60 reviews' in said[1] and path.read_bytes() == good
+    assert len(said) == (3 if damaged else 1) and 'encoded' in said[-1]
+
+
+def test_of_equal_texts_all_or_none_validate(cache, config, monkeypatch):
+  config.data.validation_by, config.data.validation_fraction = 'text', 0.3
+  read = sources.read_texts
+  def doubled(data, split, *rows):  # each text is there three times
+    texts, labels = read(data, 'train[:20]')
+    return texts * 3, np.tile(labels, 3)
+  monkeypatch.setattr(sources, 'read_texts', doubled)
+  train, validation = (_load(config, s)[0] for s in ('train', 'validation'))
+  held_out = {*map(tuple, _rows(validation))}
+  assert len(train) + len(validation) == 60 and 0 < len(held_out) < 20
+  assert len(validation) == 3 * len(held_out)
+  assert not held_out & {*map(tuple, _rows(train))}
+  config.data.validation_fraction = 0.999
+  assert len(_load(config, 'validation')[0]) == 60
+
+
+def test_parts_of_other_processes_make_the_same_ids(
+    cache, config, monkeypatch):
+  alone = {s: _load(config, s)[0] for s in ('train', 'validation', 'test')}
+  words = training_tokenizer(config, print).to_str()
+  shutil.rmtree(cache)
+  monkeypatch.setattr(encoding, '_PART', 4)
+  monkeypatch.setattr(encoding, '_ALONE', 1)
+  monkeypatch.setattr(encoding.environment, 'available_cores', lambda: 2)
+  assert training_tokenizer(config, print).to_str() == words
+  for split, reviews in alone.items():
+    _assert_equal(reviews, _load(config, split)[0])

@@ -146,6 +146,20 @@ def test_one_long_review_finds_room():
     assert rows.tolist() == [0] and batch['weights'].tolist() == [1]
 
 
+@pytest.mark.parametrize('devices', [1, 2, 3, 8])
+@pytest.mark.parametrize('n', [1, 5, 16, 17, 90])
+def test_the_places_of_all_batches_are_those_of_the_fullest(n, devices):
+  counts = np.random.default_rng(n).integers(1, 11, n)
+  plan = segments.plan(counts, 16, devices)
+  falling = -np.sort(-counts)
+  fullest = 0
+  for batch in range(plan.batch_of.max() + 1):
+    own = falling[plan.batch_of == batch]
+    dealt = segments.deal(own, devices)
+    fullest = max(fullest, *(own[dealt == i].sum() for i in range(devices)))
+  assert plan.segments_a_device == fullest
+
+
 def test_heaps_are_level():
   rng = np.random.default_rng(0)
   for n in (1, 3, 16):
