@@ -145,33 +145,28 @@ class Encoded:
     Its arrays are those of `Reviews`, and validation, int64 [1], the texts at
     the end that validate. Errors as of `files.replacing`.
     """
-    lengths, labels, validates = map(
-        np.concatenate, (self._lengths, self._labels, self._validates))
-    starts = np.cumsum(lengths) - lengths
-    order = np.argsort(validates, kind='stable')
     # Two bytes an id halve the file and the memory.
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    offsets = np.concatenate([[0], np.cumsum(lengths[order])])
-    with files.writing(path):
-      self._file.flush()
-      raw = np.memmap(self._file, np.int32, 'r') if len(labels) else None
 
-    def parts() -> Iterator[np.ndarray]:
-      for rows in np.array_split(order, -(-len(order) // _PART)):
-        assert raw is not None
-        ids = raw[_tokens(starts[rows], lengths[rows])]
+    def of(whose: bool) -> Iterator[np.ndarray]:
+      with files.writing(path):
+        self._file.seek(0)
+      for lengths, validates in zip(
+          self._lengths, self._validates, strict=True):
+        with files.writing(path):
+          content = self._file.read(int(lengths.sum()) * 4)
+        ids = np.frombuffer(content, np.int32)
+        ids = ids[np.repeat(validates == whose, lengths)]
         yield (ids if table is None else table[ids]).astype(dtype)
+    lengths, labels, validates = map(
+        np.concatenate, (self._lengths, self._labels, self._validates))
+    order = np.argsort(validates, kind='stable')
+    offsets = np.concatenate([[0], np.cumsum(lengths[order])])
     npz.write_parts(path, {
-        'ids': (int(offsets[-1]), dtype, parts()),
+        'ids': (int(offsets[-1]), dtype, itertools.chain(of(False), of(True))),
         'offsets': (len(offsets), np.dtype(np.int64), [offsets]),
         'labels': (len(labels), np.dtype(np.int16), [labels[order]]),
         'validation': (1, np.dtype(np.int64), [validates.sum(keepdims=True)])})
-
-
-def _tokens(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """int64, the places of all tokens of some spans, one after another."""
-  ends = np.cumsum(lengths)
-  return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def encode_split(
