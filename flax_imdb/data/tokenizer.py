@@ -146,6 +146,7 @@ class Vocabulary:
   def __init__(self) -> None:
     self._numbers = {_SPECIAL[START_ID]: 0}
     self._next = 1
+    self._limit = _MOST_WORDS  # more where more come twice
     self._counts = np.zeros(1 << 16, np.int64)  # by number; longer if need be
 
   def add(self, words: Sequence[str], counts: np.ndarray) -> np.ndarray:
@@ -153,9 +154,10 @@ class Vocabulary:
 
     Returns int32 [words], the number of each word here, which stays its own.
     """
-    if len(self._numbers) > _MOST_WORDS:
+    if len(self._numbers) > self._limit:
       self._numbers = {word: i for word, i in self._numbers.items()
                        if self._counts[i] > 1 or not i}
+      self._limit = max(_MOST_WORDS, 2 * len(self._numbers))
     numbers = np.empty(len(words), np.int32)
     for place, word in enumerate(words):
       number = self._numbers.get(word)

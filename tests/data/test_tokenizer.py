@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from flax_imdb.data import tokenizer as tokenizer_module
 from flax_imdb.data.tokenizer import (
   START_ID,
   Vocabulary,
@@ -333,3 +334,16 @@ def test_a_word_index_that_is_missing_or_too_large_is_told(tmp_path):
     f.truncate(1 << 30)
   with pytest.raises(UserError, match='1,073,741,824 bytes.*data.word_index'):
     word_index_tokenizer(path, 100)
+
+
+def test_words_that_come_once_are_forgotten_where_they_are_too_many(
+    monkeypatch):
+  monkeypatch.setattr(tokenizer_module, '_MOST_WORDS', 50)
+  texts = [f'often both{i % 3} rare{i}' for i in range(200)]
+  tokenizer, rows = _fit_and_encode(texts, range(200), 100)
+  bounded = {*tokenizer.get_vocab()}
+  assert {'often', 'both0', 'both1', 'both2'} <= bounded
+  assert len(bounded) < 100  # without the bound it is full
+  assert {len(row) for row in rows} == {4}
+  for row, want in zip(rows, encode(tokenizer, texts), strict=True):
+    assert row[:3].tolist() == want[:3].tolist()
