@@ -4,9 +4,10 @@
 
 writes that many texts of about 100 words to a CSV file, sentences of the
 grammar put together anew and two words of a long tail, and runs the program on
-it, from its own command line and with a cache of its own: `--mode=prepare`, which reads
-the file into tfds' ArrayRecord and then into ids, and a start of training from
-what is then in the cache, of 40 steps, and another of 20 more. A row is
+it, from its own command line and with a cache of its own: `--mode=prepare`,
+which reads the file into tfds' ArrayRecord and then into ids, and a start of
+training from what is then in the cache, of 40 steps, and another of 20 more. A
+row is
 
 - texts; megabytes of the file
 - texts a second into ArrayRecord (the file is read twice: to see what it holds,
@@ -18,8 +19,8 @@ what is then in the cache, of 40 steps, and another of 20 more. A row is
   files, which it takes back where memory is short (RssAnon, and RssFile and
   RssShmem beside, of /proc, looked at each 50 ms)
 
-All texts are on disk four times for a while: CSV, ArrayRecord, numbers of words,
-ids.
+All texts are on disk four times for a while: CSV, ArrayRecord, numbers of
+words, ids.
 """
 
 import argparse
