@@ -1,14 +1,17 @@
 """The command line: flags in, what to do out; a mistake is one line."""
 
 import argparse
+from collections.abc import Iterable
+import difflib
 import os
 import pathlib
+import re
 from typing import NoReturn
 
 from ml_collections import ConfigDict
 
 from flax_imdb.cluster import discovery
-from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.config import check_fields, completions, load_config, override
 from flax_imdb.errors import STATUSES, UserError
 from flax_imdb.storage import files
 
@@ -25,7 +28,20 @@ class _Parser(argparse.ArgumentParser):
   """Raises a UserError where argparse would print its usage and exit."""
 
   def error(self, message: str) -> NoReturn:
+    """Raises it in one line; of a wrong choice with the nearest one."""
+    if choice := re.fullmatch(
+        r"argument (--\w+): invalid choice: '(.*?)' \(choose from (.*)\)",
+        message, re.DOTALL):
+      flag, value, known = choice.groups()
+      message = (f'{flag}={value}: choose {known.replace(chr(39), "")}'
+                 + _nearest(value, re.findall(r'\w+', known)))
     raise UserError(f'{message}; see --help')
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+  """Asks whether another word was meant; '' if none is near."""
+  near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+  return f'; did you mean {near[0]}?' if near else ''
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
@@ -36,6 +52,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   field is unknown or does not fit; --help exits.
   """
   parser = _flags()
+  if '_ARGCOMPLETE' in os.environ:  # a shell asks what could come next
+    _complete(parser)
   args, rest = parser.parse_known_args(argv)
   if args.words and args.mode not in ('predict', 'report'):
     raise UserError(f'unexpected {args.words[0]!r}: write fields as '
@@ -45,7 +63,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   for word in rest:
     field, equals, value = word.removeprefix('--config.').partition('=')
     if not word.startswith('--config.') or not equals:
-      raise UserError(f'unknown flag {word}; see --help')
+      flag = word.partition('=')[0]
+      known = [option for action in parser._actions
+               for option in action.option_strings if len(option) > 2]
+      raise UserError(f'unknown flag {word}{_nearest(flag, known)}; see --help')
     override(config, field, value)
   check_fields(config)
   other = [word for word in rest if not word.startswith('--config.debug=')]
@@ -64,56 +85,71 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   return args, config
 
 
+_EXAMPLES = """\
+Learns what texts are, such as film reviews: positive or negative.
+
+  %(prog)s                                   IMDB; again: resume
+  %(prog)s --config=configs/quickstart.py    no network
+  %(prog)s --config.model.width=64 --workdir=runs/wide
+  %(prog)s --mode=eval --split=validation    of runs/default
+  %(prog)s --mode=predict "Not bad at all."
+  %(prog)s --mode=sweep --seeds=5 --set model.width=32,64
+"""
+
+
 def _flags() -> _Parser:
   parser = _Parser(
       prog='python -m flax_imdb.main', allow_abbrev=False,
-      description='Learns whether film reviews are positive or negative.',
-      epilog='--config.FIELD=VALUE changes a field of the config, such as '
-      '--config.model.width=32; configs/default.py explains them all. Exit '
-      'status: ' + '; '.join(f'{n}, {what}' for n, what in STATUSES.items()))
+      usage='%(prog)s [--mode=MODE] [--config=FILE] [--workdir=DIR]\n'
+      '       [--config.FIELD=VALUE ...] [flags of the mode] [words ...]',
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      description=_EXAMPLES, epilog='\n'.join([
+          'configs/default.py explains all fields. Exit status:',
+          *(f'{n:4}  {what}' for n, what in STATUSES.items())]))
   add = parser.add_argument
   add('--mode', default='train', choices=[
       'train', 'eval', 'predict', 'report', 'export', 'compile', 'prepare',
-      'sweep', 'tune'],
-      help='train or resume; evaluate, predict with, report on or export a run '
-      'directory; compile for other devices; only prepare the data; or train '
-      'many, to compare values of fields or to find better ones, which looks '
-      'at validation alone, never at test')
+      'sweep', 'tune'], metavar='MODE',
+      help='train (or resume), eval, predict, report, export, compile, '
+      'prepare, sweep (compare values) or tune (look for better ones)')
   add('--config', default='configs/default.py', metavar='FILE')
-  add('--workdir', metavar='DIR',
-      help='run directory; default: runs/ and the name of the config file; '
-      'sweep, tune: what holds theirs; default: with _sweep or _tune behind')
-  add('--step', metavar='N',
-      help='eval, predict, export: best, latest or a number; default: what the '
-      'run itself evaluated at its end')
+  add('--workdir', metavar='DIR', help='run directory; default: runs/ and the '
+      'name of the config file, of sweep and tune with that behind')
+  add('--step', metavar='N', help='eval, predict, export: best, latest or a '
+      'number; default: what the run evaluated')
   add('--split', default='test', choices=['train', 'validation', 'test'],
-      help='eval: which reviews; default: test')
+      metavar='SPLIT', help='eval: train, validation or test, the default')
   add('--input', metavar='FILE',
       help='predict: one review a line; default: standard input')
   add('--json', action='store_true', help='predict: one JSON object a line')
   add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
-      help='export: a program for jax alone, or model.get_weights() as .npz')
-  add('--topology', metavar='NAME',
-      help='compile: the devices, which need not be there, such as v5e:2x2 or '
-      'cuda:h100x8')
+      metavar='FORMAT', help='export: stablehlo, for jax alone, or keras, '
+      'model.get_weights() as .npz')
+  add('--topology', metavar='NAME', help='compile: for devices that need not '
+      'be there, such as v5e:2x2 or cuda:h100x8')
   add('--set', action='append', default=[], metavar='FIELD=VALUE,VALUE',
-      help='sweep: values of a field, such as model.width=32,64; given for '
-      'several fields, each combination; not given, only seeds')
+      help='sweep: values of a field; of several fields all combinations')
   add('--seeds', type=int, default=5, metavar='N',
-      help='sweep: runs a combination, with config.seed and those after it; '
-      'default: 5')
-  add('--jobs', type=int, default=1, metavar='N',
-      help='sweep: runs at a time, which share the cores, or have a GPU each')
+      help='sweep: runs a combination, from config.seed on; default: 5')
+  add('--jobs', type=int, default=1, metavar='N', help='sweep: runs at a time')
   add('--minutes', type=float, metavar='N',
-      help='tune: how long it may take in all, over all starts')
+      help='tune: how long in all, over all starts')
   add('--coordinator_address', metavar='HOST:PORT',
-      help='train, eval in several processes: where process 0 listens; not '
-      'needed on SLURM and Cloud TPU')
+      help='several processes: where process 0 listens; not needed on SLURM '
+      'and Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='how many there are')
   add('--process_id', type=int, metavar='I', help='which this is, from 0')
-  add('words', nargs='*',
-      help='predict: a review; report: more run directories to compare with')
+  add('words', nargs='*', help='predict: a review; report: more run directories')
   return parser
+
+
+def _complete(parser: _Parser) -> None:
+  """Answers a shell, with the fields of the config as well, and exits."""
+  import argcomplete
+
+  for name, choices in completions().items():
+    parser.add_argument(f'--config.{name}', choices=choices or None)
+  argcomplete.autocomplete(parser)
 
 
 def _check_mode(args: argparse.Namespace, parser: _Parser) -> None:

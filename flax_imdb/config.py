@@ -294,6 +294,12 @@ def _out_of_range(field: _Field, value: Any) -> str:
   return ''
 
 
+def completions() -> dict[str, tuple[str, ...]]:
+  """All fields, such as 'model.width', and the values of those with few."""
+  return {name: tuple(_BOOLS)[:2] if field.type is bool else field.choices
+          for name, field in _FIELDS.items()}
+
+
 def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
   """The fields in which two configs differ: {field: (value, other value)}."""
   a, b = _flat(config), _flat(other)

@@ -208,5 +208,10 @@ def _give_up_output() -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-if __name__ == '__main__':
+def run() -> NoReturn:
+  """The command `flax-imdb`: the same as `python -m flax_imdb.main`."""
   sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == '__main__':
+  run()

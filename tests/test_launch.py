@@ -510,7 +510,7 @@ def test_readme_and_help_have_the_table_of_the_exit_statuses(capsys):
     cli.parse(['--help'])
   output = ' '.join(capsys.readouterr().out.split())
   for n, meaning in errors.STATUSES.items():
-    assert f'{n}, {meaning}' in output
+    assert f'{n} {meaning}' in output
 
 
 @pytest.mark.parametrize('status', errors.STATUSES)

@@ -133,12 +133,12 @@ FLAGS = {
     'config of a long name': ([f'--config={"x" * 300}.py'], 'not found; there'),
     'config is a directory': (['--config={tmp}'], 'not found; there are'),
     'no config': (['--config='], 'not found; there are'),
-    'unknown mode': (['--mode=fly'], r"invalid choice: 'fly'.*see --help"),
+    'unknown mode': (['--mode=fly'], r'--mode=fly: choose train, .*see --help'),
     'mode without a value': (['--mode'], 'expected one argument; see --help'),
     'unknown split': (
-        ['--mode=eval', '--split=val'], "'train', 'validation', 'test'"),
+        ['--mode=eval', '--split=val'], 'choose train, validation, test; see'),
     'unknown format': (
-        ['--mode=export', '--format=onnx'], "from 'stablehlo', 'keras'"),
+        ['--mode=export', '--format=onnx'], 'choose stablehlo, keras; see'),
     'unknown flag': (['--workdri=x'], 'unknown flag --workdri=x'),
     'short flag': (['-q'], 'unknown flag -q'),
     'words to train': (['hello'], "unexpected 'hello'"),
