@@ -139,7 +139,7 @@ def _flags() -> _Parser:
       'and Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='how many there are')
   add('--process_id', type=int, metavar='I', help='which this is, from 0')
-  add('words', nargs='*', help='predict: a review; report: more run directories')
+  add('words', nargs='*', help='predict: a review; report: more runs')
   return parser
 
 
