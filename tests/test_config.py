@@ -38,7 +38,10 @@ def _file(tmp_path, lines):
 
 @pytest.mark.parametrize('file', FILES)
 def test_each_config_loads_and_is_valid(file):
-  check_fields(load_config(file))
+  config = load_config(file)
+  if config.data.name == 'files':  # which files, only its user knows
+    config.data.train_file = 'reviews.csv'
+  check_fields(config)
 
 
 @pytest.mark.parametrize('file', FILES)

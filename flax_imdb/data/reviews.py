@@ -17,7 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import processes
+from flax_imdb.config import validation_split
 from flax_imdb.data import groups, sources
+from flax_imdb.data.texts import hashed
 from flax_imdb.data.tokenizer import (
   VERSION,
   encode,
@@ -112,8 +114,9 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     fingerprint = sources.prepare(data, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
-        data.unlabelled_split, data.validation_fraction, data.validation_by,
-        data.vocab_size, data.punctuation, groups.VERSION, VERSION)
+        data.unlabelled_split, validation_split(data),
+        data.validation_fraction, data.validation_by, data.vocab_size,
+        data.punctuation, groups.VERSION, VERSION)
     if path.exists():
       try:
         return load_tokenizer(path, data.vocab_size)
@@ -147,8 +150,9 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
                 splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
   """Reads the splits that are asked for, of `SPLITS` and 'unlabelled'.
 
-  Validation is a part of the training reviews: whole groups as `groups` has
-  them, or the last in tfds' order, which tfds has shuffled once and for all.
+  Validation is a split of its own, or a part of the training reviews: whole
+  groups as `groups` has them, a share by a hash of the text, or the last in
+  tfds' order, which tfds has shuffled once and for all.
   The labels that unlabelled reviews may have are not read. `announce` as in
   `training_tokenizer`. Raises UserError if the data can't be had, a split is
   empty, or one with labels lacks some.
@@ -159,12 +163,15 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
     encoded = functools.partial(
         _encoded, data, fingerprint, tokenizer, announce)
     found = {}
-    if {'train', 'validation'} & {*splits}:
+    own = validation_split(data)
+    if 'train' in splits or 'validation' in splits and not own:
       reviews = encoded(data.train_split)
       train, validation = _divide(
           data, fingerprint, len(reviews), announce,
           lambda: sources.read_texts(data, data.train_split)[0])
       found = {'train': reviews[train], 'validation': reviews[validation]}
+    if 'validation' in splits and own:
+      found['validation'] = encoded(own)
     if 'test' in splits:
       found['test'] = encoded(data.test_split)
     if 'unlabelled' in splits:
@@ -172,14 +179,15 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
       found['unlabelled'] = dataclasses.replace(
           reviews, labels=np.full(len(reviews), -1, np.int16))
   for split in splits:
-    field = 'test_split' if split == 'test' else 'train_split'
+    field = ('test_split' if split == 'test' else 'validation_split' if (
+        split == 'validation' and own) else 'train_split')
     if not len(found[split]):
       raise UserError(f'the {split} split has no reviews: see config.data.'
                       f'{field} and config.data.validation_fraction')
     if split != 'unlabelled' and found[split].labels.min() < 0:
       raise UserError(
-          f'config.data.{field}={data[field]} has reviews without labels: give '
-          'them as config.data.unlabelled_split')
+          f'config.data.{field}={data[field] or own} has reviews without '
+          'labels: give them as config.data.unlabelled_split')
   return {split: found[split] for split in splits}
 
 
@@ -197,23 +205,32 @@ def _divide(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
 
   `texts` are those of data.train_split, which take a while to read.
   """
-  count = round(n * data.validation_fraction)
-  if data.validation_by == 'rows' or not count:
+  fraction, by = data.validation_fraction, data.validation_by
+  count = 0 if validation_split(data) else round(n * fraction)
+  if by == 'rows' or not count:
     return slice(0, n - count), slice(n - count, n)
-  path = _cache_path(f'{data.name}-validation', '.npz', fingerprint,
-                     data.train_split, data.validation_fraction, groups.VERSION)
+  key = (fingerprint, data.train_split, fraction,
+         'text' if by == 'text' else groups.VERSION)
+  path = _cache_path(f'{data.name}-validation', '.npz', *key)
   def checked(arrays: dict[str, np.ndarray]) -> np.ndarray:
     validates = arrays['validates']
-    if validates.shape != (n,) or validates.sum() != count:
+    if (validates.shape, validates.dtype) != ((n,), np.uint8) or (
+        by == 'groups' and validates.sum() != count):
       raise ValueError(f'not {count} of {n}')
     return validates
   validates = _cached(path, checked, announce)
   if validates is None:
     start = time.perf_counter()
-    validates = groups.validation_rows(
-        texts(), data.validation_fraction).astype(np.uint8)
+    if by == 'text':
+      # Not the hash that holds out to test: of what is left it has no share.
+      validates = np.array([hashed(text, 'validation') for text in texts()],
+                           np.uint64) < np.uint64(fraction * 2**64)
+    else:
+      validates = groups.validation_rows(texts(), fraction)
+    validates = validates.astype(np.uint8)
     npz.write_arrays(path, validates=validates)
-    announce(f'grouped {n:,} reviews by the names in them in '
+    how = 'a hash of the text' if by == 'text' else 'the names in them'
+    announce(f'grouped {n:,} reviews by {how} in '
              f'{time.perf_counter() - start:.1f} s')
   return np.flatnonzero(validates == 0), np.flatnonzero(validates)
 

@@ -12,7 +12,7 @@ import pathlib
 import re
 import socket
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import bucket, disk
@@ -174,6 +174,24 @@ def read_bytes(
   except Exception as e:
     raise_failure(e, f'cannot read {path}', fix)
     raise
+
+
+def find(pattern: str) -> list[tuple[str, int, str]]:
+  """The files that a name or a pattern of many means, in order; or none.
+
+  Of each its absolute name, its bytes, and what changes when it is written.
+  Raises what the disk or the store raises, for a directory IsADirectoryError.
+  """
+  return list(_place(pattern).find(pattern))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file to read; UserError for a pipe, else as `read_bounded`."""
+  with _place(path).opened(as_path(path)) as (file, size):
+    if size is None:
+      raise UserError(f'{path} is a pipe or a device: give a file')
+    yield file
 
 
 def sizes(folder: Path) -> Iterator[tuple[pathlib.PurePath, int]]:
