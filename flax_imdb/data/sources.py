@@ -179,9 +179,10 @@ def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
         f'cannot prepare {data.name} in {root} ({reason}): set {variable} to a '
         'directory that can be written to and has room') from e
   finally:
-    for folder in (path.parent, root) if found else ():
-      with contextlib.suppress(OSError):  # it is not empty
-        folder.rmdir()
+    for below in ('downloads/extracted', 'downloads', 'files', '') if (
+        found) else ():
+      with contextlib.suppress(OSError):  # it is not there, or not empty
+        (root / below).rmdir()
   announce(f'prepared {data.name} in {time.perf_counter() - start:.1f} s')
 
 
@@ -266,14 +267,15 @@ def _fields(data: ConfigDict, builder: Any) -> tuple[list[str], str]:
       ('label_field', tfds.features.ClassLabel, supervised[1])):
     known = sorted(
         name for name, x in features.items() if isinstance(x, kind))
-    wanted = data[field].split('+') if data[field] else (
+    chosen = '' if data.name == 'files' else data[field]  # joined already
+    wanted = chosen.split('+') if chosen else (
         [key] if key in known else known)
-    if not data[field] and len(wanted) != 1 or not {*wanted} <= {*known} or (
+    if not chosen and len(wanted) != 1 or not {*wanted} <= {*known} or (
         field == 'label_field' and len(wanted) > 1):
-      of = f'--config.data.{field}={data[field]}: {data.name}'
+      of = f'--config.data.{field}={chosen}: {data.name}'
       raise UserError(
           f'{of} has no such feature: choose {", ".join(known)}' if known and (
-              data[field]) else
+              chosen) else
           f'{data.name} has several features of a kind: give --config.data.'
           f'{field}, one of {", ".join(known)}' if known else
           f'{data.name} has no {kind.__name__} among its features, '

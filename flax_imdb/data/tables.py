@@ -21,6 +21,7 @@ from flax_imdb.storage import files
 # Of a row. JSON may take 25 times as much in memory.
 MOST_BYTES = 16 << 20
 _MB = f'{MOST_BYTES >> 20} MB'
+SHOWN = 70  # characters of what a file holds, in a message
 _SAMPLE = 1 << 20  # bytes that tell an encoding
 _BATCH = 128  # rows of Parquet in memory
 # What a file's name ends with, .gz or .zst left out: what is in it.
@@ -32,7 +33,7 @@ _PACKED = ('.gz', '.zst')
 # written; which characters are common in it; and their least share.
 _BEYOND_LATIN = (
     ('SHIFT_JIS', 'shift_jis', '[\u3041-\u30f6]', 0.2),
-    ('EUC-KR', 'euc_kr', '[\uac00-\ud7a3]', 0.6),
+    ('EUC-KR', 'euc_kr', '[\uac00-\ud7a3]', 0.9),
     ('GB18030', 'gb2312', '[\u4e00-\u9fff]', 0.6),
     ('CP1251', 'cp1251', '[\u0430-\u044f\u0451]', 0.7))
 # Raise it when rows are read otherwise.
@@ -62,6 +63,13 @@ def place(path: str, row: int) -> str:
   return f'{path}, {"row" if kind(path) == "parquet" else "line"} {row:,}'
 
 
+def shown(text: str) -> str:
+  """What a file holds, for a line on a screen: short, no control codes."""
+  line = ' '.join(text[:4 * SHOWN].split())
+  line = ''.join(x if x.isprintable() else '?' for x in line)
+  return line if len(line) <= SHOWN else f'{line[:SHOWN - 3]}...'
+
+
 def columns(path: str) -> list[str]:
   """The names of a file's columns; of JSON lines, the keys of the first one.
 
@@ -78,7 +86,7 @@ def columns(path: str) -> list[str]:
     raise UserError(f'{path} has no rows')
   if twice := [x for x in found if x and found.count(x) > 1]:
     raise UserError(f'{place(path, 1)}: two columns are called '
-                    f'{twice[0]:.60}: rename one')
+                    f'{shown(twice[0])}: rename one')
   return found
 
 
@@ -129,7 +137,8 @@ def _opened(path: str) -> Iterator[BinaryIO]:
   except UserError:
     raise
   except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-    raise UserError(f'{path} is damaged ({e}): pack it again') from e
+    raise UserError(
+        f'{path} is damaged ({shown(str(e))}): pack it again') from e
   except Exception as e:
     fix = 'see that it is a file that can be read'
     # What pyarrow raises: its own types, and OSErrors without a number.
@@ -137,8 +146,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         isinstance(e, OSError) and not files.os_error(e)
         and path.lower().endswith(('.zst', '.parquet', '.pq')))
     if of_arrow or isinstance(e, UnicodeDecodeError):
-      reason = ' '.join(str(e).split())
-      raise UserError(f'{path} is damaged ({reason:.200}): make it '
+      raise UserError(f'{path} is damaged ({shown(str(e))}): make it '
                       'again') from e
     files.raise_failure(e, f'cannot read {path}', fix)
     raise
@@ -236,6 +244,8 @@ def _cells(path: str, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
     if first.strip():
       break
     lines.row.clear()
+  else:
+    first = ''
   delimiter = '\t' if kind(path) == 'tsv' else _delimiter(first)
   def with_first() -> Iterator[str]:
     yield first
@@ -285,14 +295,14 @@ def _objects(
   lines = _Lines(path, file)
   for text in lines:
     lines.row.clear()
-    if not text.strip():
+    if not (text := text.strip()):
       continue
     where = place(path, lines.number)
     try:
       value = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as e:
       hint = ('write one object a line, as jq -c .[] does'
-              if text.strip() in ('{', '[') else 'mend it')
+              if text in ('{', '[') else 'mend it')
       raise UserError(f'{where} is not JSON ({e.msg}, column {e.colno}): '
                       f'{hint}') from e
     except (ValueError, RecursionError) as e:
@@ -313,11 +323,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _plain(path: str, line: int, key: str, value: dict[str, Any]) -> Any:
   """A value of an object; UserError if it is missing or nested."""
   if key not in value:
-    raise UserError(f'{place(path, line)} has no key {key:.60}: give each '
+    raise UserError(f'{place(path, line)} has no key {shown(key)}: give each '
                     'object a text and a label')
   found = value[key]
   if isinstance(found, dict | list):
-    raise UserError(f'{place(path, line)}: {key:.60} is a '
+    raise UserError(f'{place(path, line)}: {shown(key)} is a '
                     f'{"list" if isinstance(found, list) else "object"}: write '
                     'a text, a whole number, or true or false')
   return found
@@ -335,8 +345,9 @@ def _parquet_rows(path: str, file: BinaryIO,
   for name in wanted:
     found = table.schema_arrow.field(name).type
     if pa.types.is_nested(found):
-      raise UserError(f'{path}: column {name:.60} is of type {found!s:.60}: '
-                      'give one of texts, whole numbers or booleans')
+      raise UserError(
+          f'{path}: column {shown(name)} is of type {shown(str(found))}: give '
+          'one of texts, whole numbers or booleans')
   row = 0
   for batch in table.iter_batches(_BATCH, columns=[*wanted]):
     # In the order in which they are wanted, whatever the file's is.

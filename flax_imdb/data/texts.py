@@ -14,12 +14,14 @@ import json
 import os
 import pathlib
 import re
+import types
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.data import tables
+from flax_imdb.data.tables import shown
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files
 
@@ -34,7 +36,6 @@ _LABEL_NAMES = frozenset((
 _MOST_CLASSES = 1_000
 _MOST_LABEL = 200  # characters
 _SAMPLE = 1_000  # rows that tell two columns apart
-_SHOWN = 70  # characters of a text
 SPLITS = ('train', 'validation', 'test')
 _LEFT_OUT = 255  # in `Survey.sides`, where others are places in SPLITS
 _EMPTY = 65_535  # as the label of a row without a text
@@ -154,11 +155,11 @@ class _Classes:
       return  # it is missing, whatever the type
     kind = type(value).__name__
     if type(value) not in (str, int, bool):
-      raise UserError(f'{where}: the label {_shown(str(value))} is of type '
+      raise UserError(f'{where}: the label {shown(str(value))} is of type '
                       f'{kind}: give texts, whole numbers, or true and false')
     if self._type:
       raise UserError(
-          f'{where}: the label {_shown(str(value))} is of type {kind}, but '
+          f'{where}: the label {shown(str(value))} is of type {kind}, but '
           f'that of {self._type[1]} of type {self._type[0].__name__}: give one '
           'type')
     self._type = type(value), where
@@ -171,11 +172,11 @@ class _Classes:
                       'the row out')
     if len(name) > _MOST_LABEL or not name.isprintable():
       raise UserError(
-          f'{where}: the label {_shown(name)} has more than {_MOST_LABEL} '
+          f'{where}: the label {shown(name)} has more than {_MOST_LABEL} '
           f'characters, or some that can not be printed: shorten it, or {fix}')
     if len(self.numbers) == _MOST_CLASSES:
       raise UserError(
-          f'{where}: the label {_shown(name)} is that of class '
+          f'{where}: the label {shown(name)} is that of class '
           f'{_MOST_CLASSES + 1:,}: is this a column of numbers or of texts? If '
           f'so, {fix}')
 
@@ -210,10 +211,10 @@ def survey(data: ConfigDict, announce: Callable[[str], None]) -> Survey:
   texts, label = _columns(data, first)
   for path in itertools.chain(*parts.values()):
     _check_columns(path, [*texts, label])
-  announce(f'{first}: text is {" + ".join(map(_shown, texts))}, label is '
-           f'{_shown(label)}; the first rows:')
+  announce(f'{first}: text is {" + ".join(map(shown, texts))}, label is '
+           f'{shown(label)}; the first rows:')
   for _, text, value in itertools.islice(_rows(first, texts, label), 3):
-    announce(f'  {_shown(_name(value))}: {_shown(text)}')
+    announce(f'  {shown(_name(value))}: {shown(text)}')
   classes = _Classes()
   read = {part: _read(part, parts[part], texts, label, classes)
           for part in parts}
@@ -228,7 +229,7 @@ def survey(data: ConfigDict, announce: Callable[[str], None]) -> Survey:
       if count[i := classes.numbers[name]] and not counts['train'][i]:
         raise UserError(
             f'{tables.place(*classes.places[part, i])}: the label '
-            f'{_shown(name)} is in no row to learn from, of config.data.'
+            f'{shown(name)} is in no row to learn from, of config.data.'
             f'train_file: give it some, or leave it out of {part}_file')
     announce(f'{part}: {len(names):,} classes: ' + _several(
         names, [count[classes.numbers[name]] for name in names]))
@@ -296,9 +297,9 @@ def _check_header(path: str, names: Sequence[str]) -> None:
   rows = [row for _, row in itertools.islice(tables.read(path, names), _SAMPLE)]
   for i, name in enumerate(names):
     if (name.strip().lstrip('+-').replace('.', '', 1).isdigit()
-        or len(name) > _SHOWN or any(row[i] == name for row in rows)):
+        or len(name) > tables.SHOWN or any(row[i] == name for row in rows)):
       raise UserError(
-          f'{tables.place(path, 1)}: {_shown(name)} is no name of a column: '
+          f'{tables.place(path, 1)}: {shown(name)} is no name of a column: '
           'put a line of names above it, such as text,label')
 
 
@@ -307,7 +308,7 @@ def _check_columns(path: str, wanted: Sequence[str]) -> None:
   names = tables.columns(path)
   for name in wanted:
     if name not in names:
-      raise UserError(f'{path} has no column {_shown(name)}: there are '
+      raise UserError(f'{path} has no column {shown(name)}: there are '
                       f'{_several(names)}; see --config.data.text_field and '
                       '--config.data.label_field')
 
@@ -319,7 +320,7 @@ def _rows(path: str, texts: Sequence[str],
     for cell in cells:
       if cell is not None and not isinstance(cell, str):
         raise UserError(
-            f'{tables.place(path, row)}: the text {_shown(str(cell))} is of '
+            f'{tables.place(path, row)}: the text {shown(str(cell))} is of '
             f'type {type(cell).__name__}: put it in quotes, or choose the '
             'column with --config.data.text_field')
     text = ' '.join(cell for cell in cells if cell)
@@ -382,7 +383,7 @@ def _check_classes(path: str, names: Sequence[str]) -> None:
     raise UserError(f'{path}: there are no rows to learn from')
   if len(names) == 1:
     raise UserError(
-        f'{path}: there is one class, {_shown(names[0])}, and nothing to tell '
+        f'{path}: there is one class, {shown(names[0])}, and nothing to tell '
         'apart: choose another column with --config.data.label_field')
 
 
@@ -402,20 +403,28 @@ def _held_out(hashes: np.ndarray, labels: np.ndarray, kept: np.ndarray,
   return held_out
 
 
-def _shown(text: str) -> str:
-  """A text of a stranger's file in a line, shortened."""
-  line = ' '.join(text[:4 * _SHOWN].split())
-  line = ''.join(x if x.isprintable() else '?' for x in line)
-  return line if len(line) <= _SHOWN else f'{line[:_SHOWN - 3]}...'
-
-
 def _several(names: Sequence[str], counts: Sequence[int] | np.ndarray = (),
              most: int = 20) -> str:
   """Some names, and how many there are of each."""
-  shown = [_shown(name) + (f' {counts[i]:,}' if len(counts) else '')
+  first = [shown(name) + (f' {counts[i]:,}' if len(counts) else '')
            for i, name in enumerate(names[:most])]
   more = len(names) - most
-  return ', '.join(shown) + (f' and {more:,} more' if more > 0 else '')
+  return ', '.join(first) + (f' and {more:,} more' if more > 0 else '')
+
+
+def _shuffle_without_tensorflow() -> None:
+  """Lets tfds sort on disk what is more than 64 MB, into the same order.
+
+  By itself it holds 1 GB in memory, and then opens 1,000 files by TensorFlow's
+  functions, which it has no other use for.
+  """
+  from tensorflow_datasets.core import shuffle
+  shuffle.MAX_MEM_BUFFER_SIZE = 64 << 20
+  shuffle.BUCKETS_NUMBER = 128  # a process may have 256 files open, or more
+  shuffle.tf = types.SimpleNamespace(
+      io=types.SimpleNamespace(gfile=types.SimpleNamespace(
+          GFile=open, exists=os.path.exists, remove=os.remove)),
+      errors=types.SimpleNamespace(ResourceExhaustedError=()))
 
 
 def builder(data: ConfigDict, found: Survey) -> Any:
@@ -424,10 +433,8 @@ def builder(data: ConfigDict, found: Survey) -> Any:
   It raises UserError if they have changed since the survey, and leaves nothing.
   """
   import tensorflow_datasets as tfds  # 0.3 s, which a cached run has no use for
-  from tensorflow_datasets.core import shuffle
 
-  # Else it holds 1 GB in memory before it sorts on disk, into the same order.
-  shuffle.MAX_MEM_BUFFER_SIZE = 64 << 20
+  _shuffle_without_tensorflow()
   classes = {name: i for i, name in enumerate(found.classes)}
 
   class Files(  # type: ignore[call-arg]
@@ -457,7 +464,7 @@ def builder(data: ConfigDict, found: Survey) -> Any:
         rows = itertools.chain.from_iterable(
             _rows(path, found.texts, found.label) for path in found.parts[part])
         for key, (_, text, label) in enumerate(rows):
-          if sides[key:key + 1] == side:
+          if key < len(sides) and sides[key] == side:
             yield key, {'text': text, 'label': classes.get(_name(label), -1)}
       if digest(data) != found.digest:
         raise UserError(f'{data.train_file} or another file was written while '
