@@ -58,16 +58,22 @@ def get_config() -> ConfigDict:
   config.teachers = ''  # run directories a,b to take labels of; '' = its own
 
   config.data = ConfigDict()
-  # Or another set of tfds with texts and class labels, such as glue/sst2.
+  # Or another set of tfds with texts and class labels, such as glue/sst2; or
+  # files: your own, CSV, TSV, JSON lines or Parquet, perhaps .gz or .zst.
   config.data.name = 'imdb_reviews'  # or grammar_reviews: no network
-  config.data.text_field = ''  # of the set; 'a+b' joins two; '' = found
-  config.data.label_field = ''  # of the set; '' = found by its type
+  config.data.train_file = ''  # of files: a path or a pattern of many
+  config.data.validation_file = ''  # the same; '' = validation_fraction
+  config.data.test_file = ''  # the same; '' = test_fraction
+  config.data.test_fraction = 0.1  # of train_file's rows, by a hash of the text
+  config.data.text_field = ''  # feature or column; 'a+b' joins two; '' = found
+  config.data.label_field = ''  # feature or column; '' = found
   config.data.train_split = 'train'  # tfds split; 'train[:1000]' for a try
   config.data.test_split = 'test'  # tfds split
   config.data.unlabelled_split = ''  # to learn from, too: 'unsupervised'
+  config.data.validation_split = ''  # tfds split; '' = validation_fraction
   config.data.validation_fraction = 0.1  # of the training split; or 0
-  # Of equal texts all or none; rows = the last ones.
-  config.data.validation_by = 'groups'  # that share names; or text, or rows
+  # rows: the last; text: by a hash, so that equal texts are on one side
+  config.data.validation_by = 'groups'  # that share names; or one of these
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
   config.data.punctuation = True  # ! ? . , ; : ( ) " * are words, too
   config.data.max_length = 1000  # tokens of a review that are read

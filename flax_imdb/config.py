@@ -75,9 +75,14 @@ _FIELDS = {
     'data.name': _TEXT,
     'data.text_field': _TEXT,
     'data.label_field': _TEXT,
+    'data.train_file': _TEXT,
+    'data.validation_file': _TEXT,
+    'data.test_file': _TEXT,
+    'data.test_fraction': _FRACTION,
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
     'data.unlabelled_split': _TEXT,
+    'data.validation_split': _TEXT,
     'data.validation_fraction': _FRACTION,
     'data.validation_by': _Field(str, ('groups', 'rows', 'text')),
     'data.vocab_size': _Field(int, least=5, most=1 << 20),
@@ -115,6 +120,8 @@ _FIELDS = {
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
     'data.text_field': '', 'data.label_field': '', 'data.word_index': '',
+    'data.train_file': '', 'data.validation_file': '', 'data.test_file': '',
+    'data.test_fraction': 0.1, 'data.validation_split': '',
     'adam_epsilon': 1e-7, 'min_steps_per_epoch': 0,
     'max_steps_per_epoch': 0, 'objective': 'label',
     'adversarial_norm': 0.0, 'adversarial_weight': 1.0,
@@ -213,8 +220,9 @@ def check_fields(config: ConfigDict) -> None:
                     'joined, as in words+bigrams+log_odds')
   if not _DATA_SET.fullmatch(config.data.name):
     raise UserError(f'config.data.name={config.data.name!s:.40}: give '
-                    'imdb_reviews, grammar_reviews, or a data set of tfds such '
-                    'as ag_news_subset or glue/sst2')
+                    'imdb_reviews, grammar_reviews, files, or a data set of '
+                    'tfds such as ag_news_subset or glue/sst2')
+  _check_files(config)
   if config.data.word_index and config.data.punctuation:
     raise UserError(
         'config.data.word_index has words alone: give '
@@ -245,7 +253,7 @@ def check_fields(config: ConfigDict) -> None:
         'config.model.cell=lstm, and of config.debug=False: use scan or joint')
   if config.objective == 'language_model':
     _check_language_model(config, values)
-  if config.early_stopping.patience and not config.data.validation_fraction:
+  if config.early_stopping.patience and not validates(config.data):
     raise UserError(
         'config.data.validation_fraction=0 leaves no score to stop early by: '
         'give --config.early_stopping.patience=0 as well')
@@ -253,6 +261,34 @@ def check_fields(config: ConfigDict) -> None:
     raise UserError(
         'config.model.mask_padding=False makes the answer depend on the amount '
         'of padding: give --config.data.bucket_width=0 as well')
+
+
+def _check_files(config: ConfigDict) -> None:
+  """Raises UserError if the fields of a person's own files do not fit."""
+  data = config.data
+  if data.name == 'files' and not data.train_file:
+    raise UserError('config.data.name=files is of your own: give '
+                    '--config.data.train_file=FILE, such as reviews.csv')
+  for field in 'train_file', 'validation_file', 'test_file':
+    if data[field] and data.name != 'files':
+      raise UserError(
+          f'config.data.{field} is not of config.data.name={data.name}: give '
+          '--config=configs/texts.py, or --config.data.name=files, as well')
+  if data.name == 'files' and data.test_split == 'test' and not (
+      data.test_file or data.test_fraction or config.objective != 'label'):
+    raise UserError(
+        'config.data.test_fraction=0 leaves nothing to test with: give '
+        '--config.data.test_file, or a share such as 0.1')
+
+
+def validation_split(data: ConfigDict) -> str:
+  """The tfds split that validates; '' for a share of the training split."""
+  return data.validation_split or ('validation' if data.validation_file else '')
+
+
+def validates(data: ConfigDict) -> bool:
+  """Whether some reviews of config.data validate."""
+  return bool(data.validation_fraction or validation_split(data))
 
 
 # What has no meaning without labels, or would tell the word that is to be

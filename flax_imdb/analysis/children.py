@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import preemption
-from flax_imdb.config import differences, load_config
+from flax_imdb.config import differences, load_config, validates
 from flax_imdb.errors import ChildError, Preempted, UserError
 from flax_imdb.storage import files
 
@@ -128,7 +128,7 @@ def tended() -> Iterator[Children]:
 
 def check_parent(config: ConfigDict, workdir: str) -> None:
   """Raises UserError if no runs to compare on validation can be made here."""
-  if not config.data.validation_fraction:
+  if not validates(config.data):
     raise UserError('config.data.validation_fraction=0 leaves nothing to '
                     'choose by: give it a value such as 0.1')
   if run.is_run(workdir):

@@ -24,7 +24,12 @@ from tokenizers import Tokenizer
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import differences, read_config, write_config
+from flax_imdb.config import (
+  differences,
+  read_config,
+  validates,
+  write_config,
+)
 from flax_imdb.data import ngrams
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
@@ -111,8 +116,7 @@ def _may_change(config: ConfigDict) -> set[str]:
 
 def evaluates_best(config: ConfigDict) -> bool:
   """Whether a run evaluates its best weights at its end, or else its last."""
-  return bool(config.early_stopping.restore_best
-              and config.data.validation_fraction)
+  return bool(config.early_stopping.restore_best and validates(config.data))
 
 
 def _check_writable(workdir: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import processes
+from flax_imdb.config import validation_split
 from flax_imdb.data import groups, sources
 from flax_imdb.data.encoding import Encoded, Part, encode_split, read_parts
 from flax_imdb.data.tokenizer import (
@@ -110,8 +111,9 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
     fingerprint = sources.prepare(data, announce)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
-        data.unlabelled_split, data.validation_fraction, data.validation_by,
-        data.vocab_size, data.punctuation, groups.VERSION, VERSION)
+        data.unlabelled_split, validation_split(data),
+        data.validation_fraction, data.validation_by, data.vocab_size,
+        data.punctuation, groups.VERSION, VERSION)
     if path.exists():
       try:
         return load_tokenizer(path, data.vocab_size)
@@ -150,10 +152,11 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
                 splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
   """Reads the splits that are asked for, of `SPLITS` and 'unlabelled'.
 
-  Validation is a part of the training reviews, see `_validating`. Their ids are
-  mapped, not read into memory. The labels that unlabelled reviews may have are
-  not read. `announce` as in `training_tokenizer`. Raises UserError if the data
-  can't be had, a split is empty, or one with labels lacks some.
+  Validation is a split of its own, or a part of the training reviews, see
+  `_validating`. Their ids are mapped, not read into memory. The labels that
+  unlabelled reviews may have are not read. `announce` as in
+  `training_tokenizer`. Raises UserError if the data can't be had, a split is
+  empty, or one with labels lacks some.
   """
   with processes.one_at_a_time():
     data = config.data
@@ -161,10 +164,13 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
     encoded = functools.partial(
         _encoded, data, fingerprint, tokenizer, announce)
     found = {}
-    if {'train', 'validation'} & {*splits}:
+    own = validation_split(data)
+    if 'train' in splits or 'validation' in splits and not own:
       reviews, count = encoded(data.train_split)
       found = {'train': reviews[:len(reviews) - count],
                'validation': reviews[len(reviews) - count:]}
+    if 'validation' in splits and own:
+      found['validation'], _ = encoded(own)
     if 'test' in splits:
       found['test'], _ = encoded(data.test_split)
     if 'unlabelled' in splits:
@@ -172,14 +178,15 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
       found['unlabelled'] = dataclasses.replace(
           reviews, labels=np.full(len(reviews), -1, np.int16))
   for split in splits:
-    field = 'test_split' if split == 'test' else 'train_split'
+    field = ('test_split' if split == 'test' else 'validation_split' if (
+        split == 'validation' and own) else 'train_split')
     if not len(found[split]):
       raise UserError(f'the {split} split has no reviews: see config.data.'
                       f'{field} and config.data.validation_fraction')
     if split != 'unlabelled' and found[split].labels.min() < 0:
       raise UserError(
-          f'config.data.{field}={data[field]} has reviews without labels: give '
-          'them as config.data.unlabelled_split')
+          f'config.data.{field}={data[field] or own} has reviews without '
+          'labels: give them as config.data.unlabelled_split')
   return {split: found[split] for split in splits}
 
 
@@ -201,7 +208,7 @@ def _validating(data: ConfigDict, fingerprint: str,
   `encode_split`.
   """
   fraction = data.validation_fraction
-  if not fraction:
+  if not fraction or validation_split(data):
     return _none_validates
   if data.validation_by == 'text':
     least = np.uint64(int(fraction * 2**64))
@@ -292,8 +299,9 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
 
 def _ids_path(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
               tfds_split: str) -> pathlib.Path:
-  divided = tfds_split == data.train_split and data.validation_fraction and (
-      data.validation_fraction, data.validation_by, groups.VERSION)
+  divided = (tfds_split == data.train_split and not validation_split(data)
+             and data.validation_fraction and (
+                 data.validation_fraction, data.validation_by, groups.VERSION))
   return _cache_path(data.name, '.npz', fingerprint, tfds_split, divided,
                      tokenizer.to_str(), VERSION)
 

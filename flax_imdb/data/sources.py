@@ -3,8 +3,9 @@
 Only this, `imdb` and `grammar` talk to tfds, which is imported to prepare or
 to read: most runs have a cache, and the fingerprint tells if it is still good.
 
-Two sets the program prepares by itself, IMDB and the generated reviews; any
-other with a text and a class label is read where tfds has prepared it.
+The program prepares by itself IMDB, the generated reviews and a person's own
+files; any other set with a text and a class label is read where tfds has
+prepared it.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
+from flax_imdb.data import texts
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
 
@@ -30,6 +32,7 @@ LABELS = ('negative', 'positive')
 # Each such set's directory below its `data_dir`: name, config, version.
 PATHS = {'imdb_reviews': 'imdb_reviews/plain_text/1.0.0',
          'grammar_reviews': 'grammar_reviews/1.0.0'}
+_FILES = 'files/1.0.0'  # the same of a person's own files
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
@@ -54,9 +57,14 @@ def data_dir(name: str) -> pathlib.Path:
 
 
 def _prepared(data: ConfigDict) -> pathlib.Path | None:
-  """The prepared directory, None if there is none; UserError if incomplete."""
+  """The prepared directory, None if there is none.
+
+  Raises UserError if it is incomplete, or as `texts.given`.
+  """
   if data.name in PATHS:
     path = data_dir(data.name) / PATHS[data.name]
+  elif data.name == 'files':
+    path = texts.directory(data) / _FILES
   elif found := _newest(data.name):
     path = found
   else:
@@ -97,14 +105,17 @@ def _newest(name: str) -> pathlib.Path | None:
 def fingerprint(data: ConfigDict) -> str | None:
   """16 hex digits that change with the prepared data; None without.
 
-  Looks at names, sizes and dataset_info.json only: it takes a millisecond.
-  Raises UserError if the directory is not complete.
+  Looks at names, sizes and dataset_info.json only, and of a person's own files
+  at their times, too: it takes a millisecond. Raises UserError if the directory
+  is not complete, or these files are not there.
   """
   if not (path := _prepared(data)):
     return None
   files = sorted((file.name, file.stat().st_size) for file in path.iterdir())
   about = repr(files).encode() + (path / 'dataset_info.json').read_bytes()
-  if data.text_field or data.label_field:
+  if data.name == 'files':
+    about += texts.digest(data).encode()
+  elif data.text_field or data.label_field:
     about += repr((data.text_field, data.label_field)).encode()
   return hashlib.sha256(about).hexdigest()[:16]
 
@@ -121,29 +132,35 @@ def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
   directory can't be written.
   """
   if not _prepared(data):
-    if data.name not in PATHS:
+    if data.name not in (*PATHS, 'files'):
       raise UserError(
           f'{data.name} is not in {data_dir(data.name)}, and to prepare it '
           'takes TensorFlow: pip install tensorflow-cpu tensorflow-datasets && '
           f'tfds build {data.name} --file_format=array_record, elsewhere if '
           'need be, and set TFDS_DATA_DIR to where that is')
-    _download_and_prepare(data.name, announce)
+    _make(data, announce)
   prepared = fingerprint(data)
-  assert prepared
+  if not prepared:
+    raise UserError(f'{data.train_file} or another file was written while it '
+                    'was read: run again')
   return prepared
 
 
-def _download_and_prepare(name: str, announce: Callable[[str], None]) -> None:
+def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
   start = time.perf_counter()
+  found = texts.survey(data, announce) if data.name == 'files' else None
   import tensorflow_datasets as tfds
 
   from flax_imdb.data import grammar, imdb  # which import tfds, too: 0.3 s
 
-  root = data_dir(name)
+  root = texts.directory(data) if found else data_dir(data.name)
+  path = root / (_FILES if found else PATHS[data.name])
   tfds.disable_progress_bar()
   try:
     builder: Any = grammar.GrammarReviews
-    if name == 'imdb_reviews':
+    if found:
+      builder = texts.builder(data, found)
+    elif data.name == 'imdb_reviews':
       imdb.provide_archive(root / 'downloads', announce)
       builder = imdb.ImdbReviews
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints banners
@@ -155,13 +172,19 @@ def _download_and_prepare(name: str, announce: Callable[[str], None]) -> None:
     if isinstance(e, RuntimeError) and not called:
       raise
     reason = called[1] if called else getattr(e, 'strerror', 0) or e
-    if os.path.exists(root / PATHS[name]):  # another process was faster
+    if os.path.exists(path):  # another process was faster
       return
-    variable = 'TFDS_DATA_DIR' if name == 'imdb_reviews' else 'XDG_CACHE_HOME'
+    variable = ('TFDS_DATA_DIR' if data.name == 'imdb_reviews' else
+                'XDG_CACHE_HOME')
     raise UserError(
-        f'cannot prepare {name} in {root} ({reason}): set {variable} to a '
+        f'cannot prepare {data.name} in {root} ({reason}): set {variable} to a '
         'directory that can be written to and has room') from e
-  announce(f'prepared {name} in {time.perf_counter() - start:.1f} s')
+  finally:
+    for below in ('downloads/extracted', 'downloads', 'files', '') if (
+        found) else ():
+      with contextlib.suppress(OSError):  # it is not there, or not empty
+        (root / below).rmdir()
+  announce(f'prepared {data.name} in {time.perf_counter() - start:.1f} s')
 
 
 def class_names(data: ConfigDict) -> tuple[str, ...]:
@@ -261,14 +284,15 @@ def _fields(data: ConfigDict, builder: Any) -> tuple[list[str], str]:
       ('label_field', tfds.features.ClassLabel, supervised[1])):
     known = sorted(
         name for name, x in features.items() if isinstance(x, kind))
-    wanted = data[field].split('+') if data[field] else (
+    chosen = '' if data.name == 'files' else data[field]  # joined already
+    wanted = chosen.split('+') if chosen else (
         [key] if key in known else known)
-    if not data[field] and len(wanted) != 1 or not {*wanted} <= {*known} or (
+    if not chosen and len(wanted) != 1 or not {*wanted} <= {*known} or (
         field == 'label_field' and len(wanted) > 1):
-      of = f'--config.data.{field}={data[field]}: {data.name}'
+      of = f'--config.data.{field}={chosen}: {data.name}'
       raise UserError(
           f'{of} has no such feature: choose {", ".join(known)}' if known and (
-              data[field]) else
+              chosen) else
           f'{data.name} has several features of a kind: give --config.data.'
           f'{field}, one of {", ".join(known)}' if known else
           f'{data.name} has no {kind.__name__} among its features, '

@@ -8,6 +8,7 @@ TensorStore. All is imported only if needed.
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import fnmatch
 import functools
 import importlib.util
 import os
@@ -243,6 +244,18 @@ def move(source: Any, target: Any) -> None:
   above = len(str(source).removeprefix('gs://'))
   store.copy(found, [f'{target}{file[above:]}' for file in found])
   store.rm(found)
+
+
+def find(pattern: str) -> Iterator[tuple[str, int, str]]:
+  """See `files.find`; * and ? stand for no /."""
+  place, name = os.path.split(pattern)
+  place = str(as_path(place))
+  import fsspec
+  listed = fsspec.filesystem('gcs').find(place, maxdepth=1, detail=True)
+  for path, about in sorted(listed.items()):
+    if fnmatch.fnmatchcase(path.rpartition('/')[2], name):
+      yield f'gs://{path}', about['size'], str(
+          about.get('generation') or about.get('etag') or about.get('mtime'))
 
 
 def sizes(folder: Any) -> Iterator[tuple[pathlib.PurePosixPath, int]]:

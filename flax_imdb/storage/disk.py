@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import glob
 import os
 import pathlib
 import stat
@@ -127,6 +128,17 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
   """See `files.move`."""
   target.parent.mkdir(exist_ok=True)
   source.rename(target)
+
+
+def find(pattern: str) -> Iterator[tuple[str, int, str]]:
+  """See `files.find`."""
+  names = [pattern] if os.path.lexists(pattern) else sorted(
+      glob.glob(pattern, recursive=True))
+  for name in names:
+    status = os.stat(name)
+    if stat.S_ISDIR(status.st_mode):
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    yield os.path.abspath(name), status.st_size, str(status.st_mtime_ns)
 
 
 def sizes(folder: pathlib.Path) -> Iterator[tuple[pathlib.PurePath, int]]:

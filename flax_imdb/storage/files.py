@@ -186,6 +186,24 @@ def read_bytes(
     raise
 
 
+def find(pattern: str) -> list[tuple[str, int, str]]:
+  """The files that a name or a pattern of many means, in order; or none.
+
+  Of each its absolute name, its bytes, and what changes when it is written.
+  Raises what the disk or the store raises, for a directory IsADirectoryError.
+  """
+  return list(_place(pattern).find(pattern))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file to read; UserError for a pipe, else as `read_bounded`."""
+  with _place(path).opened(as_path(path)) as (file, size):
+    if size is None:
+      raise UserError(f'{path} is a pipe or a device: give a file')
+    yield file
+
+
 def sizes(folder: Path) -> Iterator[tuple[pathlib.PurePath, int]]:
   """Name and bytes of all files below; ValueError for a pipe or a device."""
   return _place(folder).sizes(as_path(folder))

@@ -24,8 +24,9 @@ from flax_imdb.train import loop
 
 # What teacher and student must agree in: else the teacher has seen reviews that
 # validate the student, or that test it.
-_SHARED = ('name', 'train_split', 'test_split', 'validation_fraction',
-           'validation_by')
+_SHARED = ('name', 'train_file', 'validation_file', 'test_file',
+           'test_fraction', 'train_split', 'test_split', 'validation_split',
+           'validation_fraction', 'validation_by')
 
 
 def train(config: ConfigDict, workdir: str,

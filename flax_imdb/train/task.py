@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
+from flax_imdb.config import validates
 from flax_imdb.data import ngrams, pseudo_labels
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.ngrams import Ngrams
@@ -65,7 +66,7 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal,
   processes.report_alive('load')
   run.check_directory(workdir, config)
   tokenizer = _tokenizer(config, workdir, terminal)
-  wanted = {'train': True, 'validation': config.data.validation_fraction,
+  wanted = {'train': True, 'validation': validates(config.data),
             'test': config.objective == 'label',
             'unlabelled': config.data.unlabelled_split}
   splits = load_splits(config, tokenizer, terminal.announce, [

@@ -312,22 +312,6 @@ def test_groups_that_validate_are_cached_and_made_again_if_damaged(
     assert len(said) == (3 if damaged else 1) and 'encoded' in said[-1]
 
 
-def test_of_equal_texts_all_or_none_validate(cache, config, monkeypatch):
-  config.data.validation_by, config.data.validation_fraction = 'text', 0.3
-  read = sources.read_texts
-  def doubled(data, split, *rows):  # each text is there three times
-    texts, labels = read(data, 'train[:20]')
-    return texts * 3, np.tile(labels, 3)
-  monkeypatch.setattr(sources, 'read_texts', doubled)
-  train, validation = (_load(config, s)[0] for s in ('train', 'validation'))
-  held_out = {*map(tuple, _rows(validation))}
-  assert len(train) + len(validation) == 60 and 0 < len(held_out) < 20
-  assert len(validation) == 3 * len(held_out)
-  assert not held_out & {*map(tuple, _rows(train))}
-  config.data.validation_fraction = 0.999
-  assert len(_load(config, 'validation')[0]) == 60
-
-
 def test_parts_of_other_processes_make_the_same_ids(
     cache, config, monkeypatch):
   alone = {s: _load(config, s)[0] for s in ('train', 'validation', 'test')}

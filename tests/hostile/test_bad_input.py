@@ -27,6 +27,7 @@ from flax_imdb.storage import disk, files
 from flax_imdb.train.writers import Writers
 
 QUICK = '--config=configs/quickstart.py'
+OWN = ('--config=configs/texts.py', '--config.data.train_file=wrong.csv')
 PREPARE = (QUICK, '--mode=prepare')
 PREDICT = ('--mode=predict', '--workdir={run}')
 
@@ -110,6 +111,15 @@ FLAGS = {
         ['--config.model.pooling=max+min'], 'choose last, mean, max'),
     'unknown data set': (
         ['--config.data.name=imdb'], 'imdb is not in .*tfds build imdb'),
+    'files, and none is given': (
+        ['--config=configs/texts.py'],
+        r'give --config\.data\.train_file=FILE, such as reviews.csv'),
+    'a file of another data set': (
+        ['--config.data.test_file=test.csv'],
+        'test_file is not of config.data.name=imdb_reviews: give --config=con'),
+    'files, and nothing to test with': (
+        [*OWN, '--config.data.test_fraction=0'],
+        'test_fraction=0 leaves nothing to test with: give --config.data.test'),
     'no name of a data set': (
         ['--config.data.name=reviews.csv'], 'give imdb_reviews, grammar_rev'),
     'buckets without a mask': (
@@ -446,6 +456,48 @@ def test_bad_new_runs(name, refuses, tmp_path):
   argv, message = NEW[name]
   (tmp_path / 'file').write_text('')
   refuses(['--workdir={tmp}/new', *argv], message)
+
+
+# One of each kind of mistake; tests/data/test_texts.py has many.
+WRONG_TEXTS = {
+    'no file': (None, r'train_file=wrong\.csv: there is no such file, seen fr'),
+    'no rows': (b'text,label\n', 'there are no rows to learn from'),
+    'columns of other names': (
+        b'a,b,c\n1,2,3\n', r'has the columns a, b, c: say .*data\.text_field'),
+    'an open quote': (b'text,label\n"a,b\n', 'line 2: a quote opens here'),
+    'one class': (b'text,label\na,b\nc,b\n', 'there is one class, b, and'),
+    'Latin 1': ('text,label\nschön,b\n'.encode('latin-1'),
+                'line 2: the byte 0xf6 is not UTF-8; CP1252 would fit: iconv'),
+    'too few rows': (b'text,label\na,b\nc,d\n', 'none of the 2 rows is in the'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG_TEXTS)
+def test_wrong_texts(name, refuses, tmp_path):
+  content, message = WRONG_TEXTS[name]
+  if content is not None:
+    (tmp_path / 'wrong.csv').write_bytes(content)
+  refuses([*OWN, '--workdir={tmp}/new'], message)
+
+
+def test_wrong_texts_as_a_user_gives_them(tmp_path):
+  path = tmp_path / 'wrong.csv'
+  path.write_bytes(b'text,label\nhello, you,b\n')
+  process = run_main(OWN[0], f'--config.data.train_file={path}',
+                     f'--workdir={tmp_path}/new', '--mode=prepare')
+  refused(process, f'error: {path}, line 2: 3 cells, but line 1 names 2')
+
+
+@pytest.mark.slow
+def test_random_changes_of_right_files(tmp_path):
+  process = subprocess.run(
+      [sys.executable, ROOT / 'tests/hostile/fuzz_texts.py', '--seconds=10'],
+      cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, timeout=300,
+      capture_output=True, check=False)
+  assert process.returncode == 0, process.stderr.decode()
+  read, refusals = re.search(rb': ([\d,]+) read, ([\d,]+) refused',
+                            process.stdout).groups()
+  assert read != b'0' and refusals != b'0'
 
 
 HALF = f'half/{sources.PATHS["imdb_reviews"]}'

@@ -10,3 +10,10 @@ def of(name: str, **fields: str) -> ConfigDict:
   data = packaged('default').data
   data.update(name=name, **fields)
   return data
+
+
+def config_of(data: ConfigDict) -> ConfigDict:
+  """Configs/default.py with another config.data, as `of` makes them."""
+  config = packaged('default')
+  config.data = data
+  return config
