@@ -108,14 +108,16 @@ def read(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
       yield from _parquet_rows(path, file, wanted)
     else:
       rows = _cells(path, file)
-      _, header = next(rows, (0, []))
+      first, header = next(rows, (1, []))
+      if not {*wanted} <= {*header}:
+        raise UserError(f'{path} was written while it was read: run again')
       at = [header.index(name) for name in wanted]
       for line, cells in rows:
         if len(cells) != len(header):
           raise UserError(
-              f'{place(path, line)}: {len(cells)} cells, but line 1 names '
-              f'{len(header)} columns: put a text that holds the delimiter in '
-              'quotes')
+              f'{place(path, line)}: {len(cells)} cells, but line {first} '
+              f'names {len(header)} columns: put a text that holds the '
+              'delimiter in quotes')
         yield line, [cells[i] for i in at]
 
 

@@ -454,3 +454,21 @@ def test_only_errors_of_the_store_are_its_failures(monkeypatch):
     assert bucket.failure(error) is None
   monkeypatch.delitem(sys.modules, 'gcsfs')
   assert bucket.failure(ValueError('UNAVAILABLE: x')) is None
+
+
+@emulated
+def test_texts_are_read_from_a_bucket_and_named_there(store, tmp_path):
+  rows = [f'"text {i}",{"ab"[i % 2]}\n' for i in range(60)]
+  store.write('texts/one.csv', ('text,label\n' + ''.join(rows[:30])).encode())
+  store.write('texts/two.csv', ('text,label\n' + ''.join(rows[30:])).encode())
+  def prepare(pattern):
+    return run_main(
+        '--mode=prepare', '--config=configs/texts.py',
+        f'--config.data.train_file=gs://bucket/texts/{pattern}',
+        XDG_CACHE_HOME=str(tmp_path), **store.env)
+  assert 'train: 2 classes: a 30, b 30' in finished(prepare('*.csv'))
+  assert 'reading' not in finished(prepare('*.csv'))
+  store.write('texts/two.csv', b'text,label\nhello, you,b\n')
+  message = _one_line(prepare('*.csv'), 2)
+  assert 'error: gs://bucket/texts/two.csv, line 2: 3 cells' in message
+  assert 'no file has a name like that' in _one_line(prepare('x*.csv'), 2)
