@@ -28,7 +28,9 @@ def test_it_is_the_minimum_of_the_penalised_loss():
   for soft in (False, True):
     present, log_odds, targets = _problem(soft=soft)
     want = _newton(present * log_odds, targets)
-    weights = linear.fit(sparse.csr_matrix(present), log_odds, targets)
+    weights = linear.fit(
+        sparse.csr_matrix(present), log_odds[:, None],
+        np.stack([1 - targets, targets], axis=1))
     assert weights.dtype == np.float32
     # Its gradient is of float32, and it stops when little changes.
     np.testing.assert_allclose(weights, want * log_odds, atol=1e-3)
