@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
   config.warmup_epochs = 0.3  # linear rise from 0, in epochs
   config.weight_decay = 0.0  # a step's decay of kernels, times learning rate
   config.clip_norm = 1.0  # largest norm of the whole gradient; 0 = no limit
-  config.label_smoothing = 0.0  # 0.1 asks for probabilities 0.05 and 0.95
+  config.label_smoothing = 0.0  # 0.1 of 2 classes asks for 0.05 and 0.95
+  config.class_weights = 'none'  # or balanced: all classes count as much
   config.on_nan = 'stop'  # or skip: leave out steps that are not finite
   config.ema_decay = 0.99  # a step's share that averaged weights keep; 0 = off
   config.adversarial_norm = 0.3  # of what is added to embedded inputs; 0 = off
@@ -48,7 +49,9 @@ def get_config() -> ConfigDict:
 
   # After each epoch
   config.early_stopping = ConfigDict()
-  config.early_stopping.monitor = 'loss'  # of validation: loss or accuracy
+  # What of validation tells the best epoch: loss, accuracy, or macro_f1, the
+  # mean of the classes' F1.
+  config.early_stopping.monitor = 'loss'  # or one of these
   config.early_stopping.patience = 0  # epochs without a better one; 0 = never
   config.early_stopping.min_delta = 0.0  # what counts as better, same unit
   config.early_stopping.restore_best = True  # evaluate the best, not the last

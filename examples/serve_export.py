@@ -61,7 +61,8 @@ def read(ids):
   if 'bigrams' in inputs:
     found['bigrams'] = 1 + place(ngrams['pairs'], ids, 2)
   if 'log_odds' in inputs:
-    table = np.append(ngrams['log_odds'], [[0]], axis=0).astype('f4')
+    none = np.zeros((1, ngrams['log_odds'].shape[1]))
+    table = np.append(ngrams['log_odds'], none, axis=0).astype('f4')
     found['log_odds'] = np.concatenate(
         [table[place(ngrams['keys'], ids, order)]
          for order in range(1, 1 + about['order'])], axis=-1)
@@ -69,14 +70,18 @@ def read(ids):
 
 
 def linear(ids):
-  """The logit of the linear model, which counts each n-gram once."""
-  logit = 0.0
+  """The logit of the linear model, which counts each n-gram once.
+
+  An array of more than two classes, which have one each.
+  """
+  weights, logit = ngrams['weights'], 0.0
   for order in range(1, 1 + about['order']):
     found = np.unique(place(ngrams['keys'], ids, order))
     found = found[found >= 0]
     # Adds up in this order, as predict does; np.sum would not.
-    logit = logit + np.bincount(
-        0 * found, ngrams['weights'][found], minlength=1)[0]
+    sums = [np.bincount(0 * found, own[found], minlength=1)[0]
+            for own in np.atleast_2d(weights.T)]
+    logit = logit + (sums[0] if weights.ndim == 1 else np.array(sums))
   return np.float32(logit)
 
 
@@ -125,10 +130,29 @@ def batches(reviews):
       for row, places in enumerate(found):
         arrays['segments'][row, :len(places)] = places
     if 'linear' in inputs:
-      arrays['linear'] = np.zeros(rows, 'f4')
+      arrays['linear'] = np.zeros((rows, *ngrams['weights'].shape[1:]), 'f4')
       arrays['linear'][:len(found)] = [
           linear(review['ids']) for review in reviews[first:i]]
     yield len(found), [arrays[name] for name in inputs]
+
+
+def answer(z):
+  """Label and probability, of a logit or of the logits of all classes.
+
+  Of two classes that is the probability of the second one.
+  """
+  labels = about['labels']
+  if len(labels) == 2:
+    odds = math.exp(-abs(z / temperature))
+    return {'label': labels[z > about['threshold']],
+            'probability': 1 / (1 + odds) if z > 0 else odds / (1 + odds)}
+  most = max(z)
+  odds = [math.exp(x / temperature - most / temperature) for x in z]
+  total = math.fsum(odds)
+  each = [x / total for x in odds]
+  best = z.index(most)
+  return {'label': labels[best], 'probability': each[best],
+          'probabilities': dict(zip(labels, each, strict=True))}
 
 
 sys.stdin.reconfigure(encoding='utf-8', newline='\n')
@@ -137,8 +161,4 @@ answers = []
 for count, arrays in batches([read(ids) for ids in tokens(texts)]):
   answers += logits(*arrays).tolist()[:count]
 for text, z in zip(texts, answers, strict=True):
-  odds = math.exp(-abs(z / temperature))
-  print(json.dumps({
-      'label': about['labels'][z > about['threshold']],
-      'probability': 1 / (1 + odds) if z > 0 else odds / (1 + odds),
-      'text': text}, ensure_ascii=False))
+  print(json.dumps(answer(z) | {'text': text}, ensure_ascii=False))

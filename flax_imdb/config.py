@@ -59,6 +59,7 @@ _FIELDS = {
     'weight_decay': _Field(float, least=0, most=1e38),
     'clip_norm': _Field(float, least=0, most=1e38),
     'label_smoothing': _FRACTION,
+    'class_weights': _Field(str, ('none', 'balanced')),
     'on_nan': _Field(str, ('stop', 'skip')),
     'ema_decay': _FRACTION,
     'adversarial_norm': _Field(float, least=0, most=1e6),
@@ -66,7 +67,7 @@ _FIELDS = {
     'virtual_adversarial_norm': _Field(float, least=0, most=1e6),
     'virtual_adversarial_weight': _Field(float, least=0, most=1e6),
     'entropy_weight': _Field(float, least=0, most=1e6),
-    'early_stopping.monitor': _Field(str, ('loss', 'accuracy')),
+    'early_stopping.monitor': _Field(str, ('loss', 'accuracy', 'macro_f1')),
     'early_stopping.patience': _Field(int, least=0),
     'early_stopping.min_delta': _Field(float, least=0),
     'early_stopping.restore_best': _BOOL,
@@ -119,6 +120,7 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
+    'class_weights': 'none',
     'data.text_field': '', 'data.label_field': '', 'data.word_index': '',
     'data.train_file': '', 'data.validation_file': '', 'data.test_file': '',
     'data.test_fraction': 0.1, 'data.validation_split': '',
@@ -295,7 +297,7 @@ def validates(data: ConfigDict) -> bool:
 # predicted, as pairs do backward; and the value that leaves it out.
 _OF_LABELS = {
     'model.inputs': 'words', 'model.members': 1, 'show_examples': 0,
-    'label_smoothing': 0.0, 'adversarial_norm': 0.0,
+    'label_smoothing': 0.0, 'class_weights': 'none', 'adversarial_norm': 0.0,
     'virtual_adversarial_norm': 0.0, 'entropy_weight': 0.0,
     'self_training_rounds': 0, 'teachers': ''}
 
@@ -307,6 +309,10 @@ def _check_language_model(config: ConfigDict, values: dict[str, Any]) -> None:
   if fixes:
     raise UserError('config.objective=language_model predicts words from words '
                     f'alone: give {fixes} as well')
+  if config.early_stopping.monitor == 'macro_f1':
+    raise UserError(
+        'config.early_stopping.monitor=macro_f1 is of classes: give '
+        '--config.early_stopping.monitor=loss as well')
   if config.model.bidirectional and config.model.layers > 1:
     raise UserError(
         f'config.model.layers={config.model.layers}: the second layer reads '

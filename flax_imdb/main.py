@@ -165,10 +165,11 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
     from flax_imdb.analysis import tune
     tune.tune(config, args.config, args.workdir, args.minutes, announce)
   else:
-    from flax_imdb.data import reviews
+    from flax_imdb.data import reviews, sources
     tokenizer = reviews.training_tokenizer(config, announce)
     splits = reviews.load_splits(
-        config, tokenizer, announce, ['train', 'test'])
+        config, tokenizer, announce, ['train', 'test'],
+        len(sources.class_names(config.data)))
     for name, split in splits.items():
       announce(f'{name}: {len(split):,} reviews are ready')
 

@@ -91,10 +91,11 @@ def one_train_step(train_steps, monkeypatch):
   """
   from flax_imdb.train import task
   make = task.make_train_step
-  def made(config, model, optimizer, steps_per_epoch):
-    key = config.to_json(sort_keys=True), steps_per_epoch
+  def made(config, model, optimizer, steps_per_epoch, *, class_weights):
+    key = config.to_json(sort_keys=True), steps_per_epoch, str(class_weights)
     if key not in train_steps:
-      train_steps[key] = make(config, model, optimizer, steps_per_epoch)
+      train_steps[key] = make(config, model, optimizer, steps_per_epoch,
+                              class_weights=class_weights)
     return train_steps[key]
   monkeypatch.setattr(task, 'make_train_step', made)
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from flax_imdb.analysis import schedules
 from flax_imdb.cluster.devices import AXIS
+from flax_imdb.data import sources
 from flax_imdb.data.batches import shapes
 from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
@@ -81,7 +82,8 @@ def compile_for(config: ConfigDict, topology: str,
   """Compiles train step and evaluation, then the largest batch's: minutes.
 
   `announce` is told each result at once, in a line or more. Raises UserError as
-  `describe`, or if the devices can't share or can't hold a batch of the config.
+  `describe` and `sources.class_names`, or if the devices can't share or can't
+  hold a batch of the config.
   """
   devices = describe(topology)
   size, n = config.global_batch_size, len(devices)
@@ -94,10 +96,12 @@ def compile_for(config: ConfigDict, topology: str,
   announce(f'{topology}: {n} x {devices[0].device_kind} of {MEMORY[chip]:g} GiB'
            ' each, described; nothing runs on them')
   announce(f'compiled by jax {jax.__version__} with {compiler} {version}')
+  class_count = len(sources.class_names(config.data))
   classifier.for_device(
-      config, classifier.build_model(config), devices[0], announce)
+      config, classifier.build_model(config, class_count), devices[0], announce)
   for name in ('train', 'evaluate'):
-    program = compile_program(config, devices, size // n, name == 'train')
+    program = compile_program(
+        config, devices, size // n, name == 'train', class_count)
     if not program:
       raise UserError(f'config.global_batch_size={size} does not fit into '
                       f'{topology}: use a smaller one')
@@ -106,7 +110,8 @@ def compile_for(config: ConfigDict, topology: str,
     if name == 'train':
       announce(f'  estimate: {_estimate_text(program, chip)}')
   announce('the largest batch, looked for by compiling the train step:')
-  largest = largest_batch(config, devices, MEMORY[chip], announce)
+  largest = largest_batch(
+      config, devices, MEMORY[chip], announce, class_count)
   announce(f'largest batch to train with: {largest:,} reviews, '
            f'{largest // n:,} a device, to about a tenth or 128 a device')
 
@@ -140,7 +145,8 @@ def _estimate_text(program: dict[str, Any], chip: str) -> str:
 
 
 def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
-                  memory: float, announce: Callable[[str], None]) -> int:
+                  memory: float, announce: Callable[[str], None],
+                  class_count: int = 2) -> int:
   """The most reviews a train step can take; that step was compiled.
 
   Memory is linear but for what a TPU keeps on its chip: two sizes tell a third,
@@ -152,7 +158,7 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
   limit = memory * 1024
   fits, peak, rows, refused = 0, 0.0, 1024, 1 << 30
   while rows > 1.1 * fits:
-    program = compile_program(config, devices, rows, True)
+    program = compile_program(config, devices, rows, True, class_count)
     needs = program.get('peak_mib', float('inf'))
     announce(f'  {rows:,} reviews a device: '
              + (f'{needs:,.0f} MiB' if program else 'refused')
@@ -172,7 +178,8 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
 
 
 def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
-                    rows: int, training: bool) -> dict[str, Any]:
+                    rows: int, training: bool,
+                    class_count: int = 2) -> dict[str, Any]:
   """Compiles the train step, or the evaluation, of `rows` reviews a device.
 
   They are as wide as can be; the config's global_batch_size does not count.
@@ -189,18 +196,21 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   batch = {name: jax.ShapeDtypeStruct(
       (len(devices), *shape), dtype, sharding=split)
            for name, (shape, dtype) in shapes(
-               config, rows, len(devices)).items()}
+               config, rows, len(devices), class_count=class_count).items()}
   words = config.objective == 'language_model'
   if not training and not words:
     batch = classifier.inputs(batch)
   model = classifier.for_device(
-      config, classifier.build_model(config), devices[0])
+      config, classifier.build_model(config, class_count), devices[0])
   optimizer = build_optimizer(config, _STEPS_PER_EPOCH)
   with jax.disable_jit(False):  # config.debug may have turned jit off
     state = jax.tree.map(lambda x: x.update(sharding=whole),
                          state_shapes(config, model, optimizer))
     function: Any = (
-        make_train_step(config, model, optimizer, _STEPS_PER_EPOCH, devices)
+        make_train_step(
+            config, model, optimizer, _STEPS_PER_EPOCH, devices,
+            # How much a class counts is but a number in the program, too.
+            None if config.class_weights == 'none' else np.ones(class_count))
         if training else
         (language_model if words else evaluate).make_forward(model, devices))
     lowered = function.lower(state if training else state.eval_params(), batch)

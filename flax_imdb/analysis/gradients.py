@@ -37,7 +37,8 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
   """Norms of the gradient of the logit, by the distance from the end.
 
   Of the model's first forward layer. The batch is one of `evaluate.inputs`, of
-  n reviews of T tokens, without padding.
+  n reviews of T tokens, without padding. Of more classes than two the logit is
+  that of the class that is predicted.
 
   Returns for 'h' hidden state, 'c' cell state (an LSTM's) and 'x' embedded
   input float64 [T, n], row k the norm at step T - 1 - k: lag k from the last
@@ -54,8 +55,9 @@ def gradient_norms(model: classifier.SentimentClassifier, params: Any,
   @jax.jit
   def gradient(params, nothing):
     def logits(nothing):
-      return jnp.sum(model.apply(  # type: ignore[arg-type]
-          {'params': params, 'perturbations': nothing}, **inputs))
+      found: Any = model.apply(
+          {'params': params, 'perturbations': nothing}, **inputs)
+      return jnp.sum(found if found.ndim == 1 else found.max(axis=-1))
     return jax.grad(logits)(nothing)
 
   found = gradient(params, nothing)
@@ -89,7 +91,7 @@ def report(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
     restored = run.restore(workdir, None)
     config = restored.config
     reviews = load_splits(config, restored.tokenizer, announce,
-                          ['validation'])['validation']
+                          ['validation'], len(restored.labels))['validation']
     batch = long_reviews(config, restored.ngrams.annotate(reviews))
     initial = run.initial_params(config, restored.model)
     name = pathlib.Path(workdir).name

@@ -1,15 +1,19 @@
 """A run directory: what it holds, and how it is opened again.
 
-config.json  tokenizer.json  ngrams.npz  pseudo_labels.npz  teacher/
+config.json  labels.json  tokenizer.json  ngrams.npz  pseudo_labels.npz
+teacher/
 checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  calibration.json  summary.json  export/  report/
 
 calibration.json holds a step and a temperature: the logits of that step's
 weights, which are those that the run evaluates at its end, are divided by it to
 become probabilities. A run without validation has none, nor has an older one.
+
+labels.json holds the names of the classes, in order of their numbers. Older
+runs, without it, have `sources.LABELS`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import json
@@ -30,7 +34,7 @@ from flax_imdb.config import (
   validates,
   write_config,
 )
-from flax_imdb.data import ngrams
+from flax_imdb.data import classes, ngrams, sources
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
 from flax_imdb.errors import TransientError, UserError
@@ -40,6 +44,7 @@ from flax_imdb.storage import bucket, files
 
 TEMPERATURES = 0.1, 10.0  # the least and the greatest that there may be
 _MOST_BYTES = 1 << 10  # of calibration.json; ours have 55
+_MOST_LABEL_BYTES = 1 << 20  # of labels.json; `classes` allows 800,000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Run:
   params: Params  # to evaluate with, replicated
   step: int  # after which they were so
   temperature: float  # logits / it make probabilities; 1.0 where none is known
+  labels: tuple[str, ...]  # names of the classes 0, 1, 2, ...
 
 
 @contextlib.contextmanager
@@ -133,19 +139,20 @@ def _check_writable(workdir: str) -> None:
     raise
 
 
-def begin_directory(workdir: str, config: ConfigDict,
-                    tokenizer: Tokenizer, known: Ngrams) -> None:
+def begin_directory(
+    workdir: str, config: ConfigDict, tokenizer: Tokenizer, known: Ngrams,
+    labels: Sequence[str]) -> None:
   """Makes a run directory, or notes what `check_directory` lets change in one.
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
-  All call this, and the first process writes. Raises as `initial_params` and
-  `files.write`.
+  `labels` are the names of the classes. All call this, and the first process
+  writes. Raises as `initial_params` and `files.write`.
   """
   path = files.as_path(workdir)
   resumes = processes.gather(str(is_run(workdir)))[0] == str(True)
   if config.init_from and not resumes:
-    initial_params(config, classifier.build_model(config))
+    initial_params(config, classifier.build_model(config, len(labels)))
   if processes.index() > 0:
     return
   if resumes:
@@ -158,6 +165,8 @@ def begin_directory(workdir: str, config: ConfigDict,
   save_tokenizer(tokenizer, path / 'tokenizer.json')
   if config.model.inputs != 'words':
     ngrams.save(known, path / 'ngrams.npz')
+  files.write(path / 'labels.json',
+              json.dumps(labels, ensure_ascii=False, indent=2) + '\n')
   write_config(config, path / 'config.json')
 
 
@@ -186,8 +195,9 @@ def _restore(workdir: str, which: str | None) -> Run:
         f'python -m flax_imdb.main --workdir={workdir}, or give another')
   path = files.as_path(workdir)
   config = read_config(path / 'config.json')
+  labels = read_labels(workdir)
   try:
-    model = classifier.build_model(config)
+    model = classifier.build_model(config, len(labels))
   except UserError as e:
     raise UserError(f'{path}/config.json: {e}') from e
   wanted = which if which is not None else (
@@ -208,9 +218,30 @@ def _restore(workdir: str, which: str | None) -> Run:
       return step
     step, params = restore_eval_params(checkpoints, choose, config, model)
   tokenizer = load_tokenizer(path / 'tokenizer.json', config.data.vocab_size)
-  known = ngrams.load(path / 'ngrams.npz', config)
+  known = ngrams.load(path / 'ngrams.npz', config, len(labels))
   temperature = read_temperature(path / 'calibration.json', step)
-  return Run(config, tokenizer, known, model, params, step, temperature)
+  return Run(config, tokenizer, known, model, params, step, temperature, labels)
+
+
+def read_labels(workdir: str) -> tuple[str, ...]:
+  """The names of a run's classes, of labels.json; see `classes.check_names`.
+
+  Raises UserError if the file, which may be a stranger's, is damaged or can't
+  be read.
+  """
+  path = files.as_path(workdir) / 'labels.json'
+  if not path.exists():
+    return sources.LABELS
+  content = files.read_bytes(path, _MOST_LABEL_BYTES)
+  try:
+    names = json.loads(content)
+    if not isinstance(names, list):
+      raise ValueError('it is no list')
+    classes.check_names(names)
+  except (ValueError, RecursionError) as e:
+    raise UserError(f'{path} holds no names of classes ({e}): copy it again '
+                    'from the run directory, or train again') from e
+  return tuple(names)
 
 
 def read_temperature(path: str | os.PathLike[str], step: int) -> float:

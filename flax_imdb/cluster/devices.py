@@ -84,12 +84,12 @@ def share() -> tuple[int, slice]:
 
 
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-  """The rows of the `share` of each process, joined along the last axis."""
+  """The rows of the `share` of each process, joined along the second axis."""
   if processes.count() == 1:
     return rows
   processes.report_alive()
   from jax.experimental import multihost_utils
-  return np.concatenate(list(multihost_utils.process_allgather(rows)), axis=-1)
+  return np.concatenate(list(multihost_utils.process_allgather(rows)), axis=1)
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

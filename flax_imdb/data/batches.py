@@ -12,7 +12,7 @@ import functools
 from ml_collections import ConfigDict
 import numpy as np
 
-from flax_imdb.data import segments
+from flax_imdb.data import classes, segments
 from flax_imdb.data.reading import (
   ALONE,
   Batch,
@@ -48,9 +48,9 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int, reading: Reading,
     reading: how far they are read and padded.
     share: the rows to return, as wide as the whole batch.
 
-  Returns ids int32 [B, T], lengths int32 [B], labels float32 [B], weights
-  float32 [B], places int32 [B], of the rows; T is the bucket of the longest of
-  these reviews. And of `reviews.features` what `gather` makes of them.
+  Returns ids int32 [B, T], lengths int32 [B], weights float32 [B], places int32
+  [B], of the rows; T is the bucket of the longest of these reviews. And what
+  `of_reviews` has of them, and `gather` makes of `reviews.features`.
   """
   weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
   rows = np.concatenate(
@@ -186,7 +186,7 @@ def eval_sizes(reviews: Reviews, batch_size: int, reading: Reading,
 
 
 def shapes(config: ConfigDict, rows: int, devices: int,
-           ids: tuple[int, int] | None = None,
+           ids: tuple[int, int] | None = None, class_count: int = 2,
            ) -> dict[str, tuple[tuple[int, ...], str]]:
   """Shape and dtype of each array of a batch for one of so many devices.
 
@@ -196,6 +196,8 @@ def shapes(config: ConfigDict, rows: int, devices: int,
   """
   reading, inputs = Reading.of(config.data), config.model.inputs.split('+')
   size, width = rows, reading.max_length
+  columns = classes.columns(class_count)
+  each = (rows,) if columns == 1 else (rows, columns)
   found: dict[str, tuple[tuple[int, ...], str]] = {
       name: ((rows,), dtype) for name, dtype in (
       ('labels', 'float32'), ('weights', 'float32'), ('places', 'int32'))}
@@ -208,8 +210,11 @@ def shapes(config: ConfigDict, rows: int, devices: int,
     found['bigrams'] = (size, width), 'int32'
     found['bigram_rows'] = (devices * size * width,), 'int32'
   if 'linear' in inputs:
-    found['linear'] = (rows,), 'float32'
+    found['linear'] = each, 'float32'
   if 'log_odds' in inputs:
-    found['log_odds'] = (size, width, config.data.log_odds_order), 'float32'
+    found['log_odds'] = (
+        size, width, config.data.log_odds_order * columns), 'float32'
+  if config.self_training_rounds:
+    found['labels'] = each, 'float32'
   return found | {
       'ids': ((size, width), 'int32'), 'lengths': ((size,), 'int32')}

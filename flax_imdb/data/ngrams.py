@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from scipy import sparse
 
-from flax_imdb.data import linear
+from flax_imdb.data import classes, linear
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files, npz
@@ -24,6 +24,10 @@ _FEW = _LEAST - 0.5  # the same of sums of shares, which rounding makes 1.99...
 _MOST_TOKENS = 1 << 25  # of training; to count takes some 60 bytes each
 _FOLDS = 10  # a training review's log-odds are counted on the nine others
 _ID_BITS = 20  # config.data.vocab_size is at most 1 << 20
+# Numbers, of float32 2 GiB, of float64 1 GiB: more classes than two multiply
+# what is kept of each token, and counted of each n-gram.
+_MOST_FEATURES = 1 << 29
+_MOST_COUNTS = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,8 +35,8 @@ class Ngrams:
   """The n-grams that a model knows, by key; arrays are empty if unused."""
   pairs: np.ndarray  # int64 [P] ascending; their ids are 1 to P, 0 any other
   keys: np.ndarray  # int64 [N] ascending, of n-grams of all orders
-  log_odds: np.ndarray  # float32 [N, C]: C = 1 for two classes, else one each
-  weights: np.ndarray  # float32 [N] of the linear model
+  log_odds: np.ndarray  # float32 [N, C], C as of `classes.columns`
+  weights: np.ndarray  # of the linear model: float32 [N], or [N, K] of K > 2
   order: int  # words of the longest of these n-grams
   inputs: str  # config.model.inputs
 
@@ -49,12 +53,15 @@ class Ngrams:
       found['log_odds'] = np.concatenate(
           [table[place] for place in places], axis=-1)
       if 'linear' in self.inputs:
-        logits = np.zeros(len(reviews))
+        weights = np.atleast_2d(self.weights.T)  # [C, N]
+        sums = np.zeros((len(weights), len(reviews)))
         for place in places:
           ngram, review = _present(reviews, place)
-          logits += np.bincount(
-              review, self.weights[ngram], minlength=len(reviews))
-        logits = logits.astype(np.float32)
+          for own, total in zip(weights, sums, strict=True):
+            total += np.bincount(review, own[ngram], minlength=len(reviews))
+        logits = np.ascontiguousarray(sums.T, np.float32)
+        if self.weights.ndim == 1:
+          logits = logits[:, 0]
     return dataclasses.replace(reviews, features=found, linear=logits)
 
 
@@ -63,8 +70,8 @@ NONE = Ngrams(np.zeros(0, np.int64), np.zeros(0, np.int64),
               np.zeros((0, 1), np.float32), np.zeros(0, np.float32), 0, 'words')
 
 
-def fit(config: ConfigDict, reviews: Reviews,
-        pairs: np.ndarray | None = None) -> tuple[Ngrams, Reviews]:
+def fit(config: ConfigDict, reviews: Reviews, pairs: np.ndarray | None = None,
+        class_count: int = 2) -> tuple[Ngrams, Reviews]:
   """Learns what config.model.inputs asks for from the training reviews.
 
   `pairs` are those of `Ngrams` where an embedding of them is there already.
@@ -72,7 +79,7 @@ def fit(config: ConfigDict, reviews: Reviews,
   without the tenth of the reviews that they are in: a review's own label must
   not be read from its rare words. One with a pseudo-label counts for each class
   as much as that says, and one without a label for none. Raises UserError if
-  they are too many to be counted.
+  they, or the classes, are too many for the memory to count them.
   """
   if config.model.inputs != 'words' and len(reviews.ids) > _MOST_TOKENS:
     raise UserError(
@@ -89,14 +96,19 @@ def fit(config: ConfigDict, reviews: Reviews,
   else:
     features['bigrams'] = 1 + _look_up(pairs, _keys(reviews, 2))
   if 'log_odds' in inputs:
-    shares = _class_shares(reviews.labels)
+    shares = classes.shares(reviews.labels, class_count)
+    _check_size(reviews, data.log_odds_order, class_count)
     keys, log_odds, features['log_odds'], present = _log_odds(
         reviews, shares, data.log_odds_order, data.log_odds_ngrams)
     if 'linear' in inputs:
       ones = np.ones(len(present[0]), np.float32)
       matrix = sparse.csr_matrix((ones, present), (len(reviews), len(keys)))
       known = shares.sum(axis=1) > 0
-      weights = linear.fit(matrix[known], log_odds[:, 0], shares[known, 1])
+      counts = classes.weights(
+          config.class_weights, reviews.labels, class_count)
+      weights = linear.fit(
+          matrix[known], log_odds, shares[known],
+          None if counts is None else shares[known] @ counts)
   ngrams = Ngrams(pairs, keys, log_odds, weights, data.log_odds_order,
                   config.model.inputs)
   return ngrams, dataclasses.replace(reviews, features=features)
@@ -154,16 +166,16 @@ def _log_odds(
   """Keys and log-odds as of `Ngrams`, and the features of these reviews.
 
   And which reviews have which n-grams: int [m] rows, and int [m], the places of
-  these in the keys. `shares` are those of `_class_shares`.
+  these in the keys. `shares` are those of `classes.shares`.
 
   Of each length the `most` n-grams that are in the most reviews. Source: the
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
   """
   n = len(reviews)
   fold = np.random.default_rng(0).integers(_FOLDS, size=n)
-  classes = shares.shape[1]
+  class_count = shares.shape[1]
   own = np.stack([np.bincount(fold, shares[:, k], minlength=_FOLDS)
-                  for k in range(classes)], axis=-1)
+                  for k in range(class_count)], axis=-1)
   prior = _prior(own.sum(axis=0))
   # Where a fold has more of a class, the others have less of it, and so have
   # all their n-grams: measured against the share in all reviews, each token of
@@ -180,10 +192,15 @@ def _log_odds(
     number[kept] = np.arange(len(kept))
     review, ngram = review[number[ngram] >= 0], number[ngram]
     ngram = ngram[ngram >= 0]
+    if class_count > 2 and len(kept) * _FOLDS * class_count > _MOST_COUNTS:
+      raise UserError(
+          f'{len(kept):,} n-grams of {length} words are too many to count for '
+          f'{class_count:,} classes: give --config.data.log_odds_ngrams='
+          f'{_MOST_COUNTS // _FOLDS // class_count} or less')
     cell = ngram * _FOLDS + fold[review]
     counts = np.stack([np.bincount(
         cell, shares[review, k], minlength=len(kept) * _FOLDS).reshape(
-            -1, _FOLDS) for k in range(classes)], axis=-1)
+            -1, _FOLDS) for k in range(class_count)], axis=-1)
     total = counts.sum(axis=1)
     total[total.sum(axis=-1) < _FEW] = 0
     known.append(keys[kept])
@@ -204,13 +221,15 @@ def _log_odds(
           (np.concatenate(rows), np.concatenate(columns)))
 
 
-def _class_shares(labels: np.ndarray) -> np.ndarray:
-  """float64 [n, K], how much of each class a review is; nothing if unknown."""
-  classes = max(2, int(labels.max(initial=0)) + 1)
-  if labels.dtype.kind == 'f':  # the probability of the second of two
-    known = np.where(labels < 0, 0, [1 - labels, labels])
-    return known.T.astype(np.float64)
-  return (labels[:, None] == np.arange(classes)).astype(np.float64)
+def _check_size(reviews: Reviews, order: int, class_count: int) -> None:
+  """Raises UserError if the features of all tokens are too many."""
+  size = len(reviews.ids) * order * class_count
+  if class_count > 2 and size > _MOST_FEATURES:
+    raise UserError(
+        f'the log-odds of {class_count:,} classes are {size:,} numbers for '
+        f'{len(reviews.ids):,} tokens, more than {_MOST_FEATURES:,}: leave '
+        'them out with --config.model.inputs=words+bigrams, or lower '
+        'config.data.log_odds_order')
 
 
 def _most_common(keys: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
@@ -238,8 +257,9 @@ def save(ngrams: Ngrams, path: str | os.PathLike[str]) -> None:
                    log_odds=ngrams.log_odds, weights=ngrams.weights)
 
 
-def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
-  """Reads what `save` wrote, for a model of this config.
+def load(path: str | os.PathLike[str], config: ConfigDict,
+         class_count: int = 2) -> Ngrams:
+  """Reads what `save` wrote, for a model of this config and so many classes.
 
   Raises UserError if it is missing, or a stranger's with which an embedding or
   a search would answer without a word.
@@ -250,7 +270,11 @@ def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
   most_pairs = (data.bigrams - 1) * ('bigrams' in inputs)
   most_keys = (data.log_odds_ngrams * data.log_odds_order
                * ('log_odds' in inputs))
-  most = 8 * most_pairs + 16 * most_keys + 4096
+  columns = classes.columns(class_count)
+  if columns > 1:  # as `_log_odds`
+    most_keys = min(most_keys, data.log_odds_order * (
+        _MOST_COUNTS // _FOLDS // class_count))
+  most = 8 * most_pairs + (8 + 8 * columns) * most_keys + 4096
   content = files.read_bytes(path, most)
   try:
     arrays = npz.read_arrays(io.BytesIO(content), most)
@@ -260,17 +284,21 @@ def load(path: str | os.PathLike[str], config: ConfigDict) -> Ngrams:
       if (known.dtype != np.int64 or known.ndim != 1 or len(known) > count
           or (np.diff(known) <= 0).any()):
         raise ValueError(f'its n-grams are not up to {count} ascending keys')
-    if (log_odds.dtype != np.float32 or log_odds.shape != (len(keys), 1)
-        or not np.isfinite(log_odds).all()):
-      raise ValueError('its log-odds are not a number for each n-gram')
-    weights = NONE.weights
+    weights, shape = NONE.weights, (len(keys), columns)
+    _check_numbers('log-odds', log_odds, shape)
     if 'linear' in inputs:
       weights = arrays['weights']
-      if (weights.dtype != np.float32 or weights.shape != keys.shape
-          or not np.isfinite(weights).all()):
-        raise ValueError('its weights are not a number for each n-gram')
+      _check_numbers('weights', weights, shape if columns > 1 else shape[:1])
   except npz.ERRORS as e:
     raise UserError(f'{os.fspath(path)} is damaged ({e}): copy it again from '
                     'the run directory, or train again') from e
   return Ngrams(pairs, keys, log_odds, weights, data.log_odds_order,
                 config.model.inputs)
+
+
+def _check_numbers(
+    name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+  """Raises ValueError unless there are numbers for each n-gram."""
+  if (array.dtype != np.float32 or array.shape != shape
+      or not np.isfinite(array).all()):
+    raise ValueError(f'its {name} are not a number for each n-gram and class')

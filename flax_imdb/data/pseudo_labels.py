@@ -9,18 +9,19 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from flax_imdb.data import sources
+from flax_imdb.data import classes, sources
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files, npz
 
-_MOST_REVIEWS = 1 << 24
+_MOST_NUMBERS = 1 << 24
 _MOST_BYTES = 1 << 16  # of what is told of the teachers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PseudoLabels:
   """Of the n reviews of a split without labels, in its order."""
-  probabilities: np.ndarray  # float32 [n] that the label is 1
+  # float32 [n] that the label is 1, or [n, K] of each of more than two classes.
+  probabilities: np.ndarray
   of: dict[str, Any]  # `source` of these
   teachers: list[dict[str, Any]]  # what they were, such as their params_sha256
 
@@ -40,13 +41,13 @@ def save(labels: PseudoLabels, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], of: dict[str, Any],
-         n: int) -> PseudoLabels:
-  """Reads what `save` wrote of n reviews.
+         n: int, class_count: int = 2) -> PseudoLabels:
+  """Reads what `save` wrote of n reviews and so many classes.
 
   Raises UserError if it is missing, damaged, or not of the data set and split
   `of`.
   """
-  most = 4 * _MOST_REVIEWS + _MOST_BYTES
+  most = 4 * _MOST_NUMBERS + _MOST_BYTES
   content = files.read_bytes(path, most)
   fix = 'delete it, and training makes it again'
   try:
@@ -54,7 +55,9 @@ def load(path: str | os.PathLike[str], of: dict[str, Any],
     probabilities = arrays['probabilities']
     about = json.loads(arrays['about'].tobytes()[:_MOST_BYTES])
     found, teachers = about['of'], about['teachers']
-    if (probabilities.dtype != np.float32 or probabilities.ndim != 1
+    columns = classes.columns(class_count)
+    if (probabilities.dtype != np.float32
+        or probabilities.shape[1:] != ((columns,) if columns > 1 else ())
         or not ((probabilities >= 0) & (probabilities <= 1)).all()):
       raise ValueError('its labels are no probabilities')
   except (*npz.ERRORS, TypeError, RecursionError) as e:

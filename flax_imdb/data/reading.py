@@ -86,7 +86,10 @@ def gather(reviews: Reviews, starts: np.ndarray, lengths: np.ndarray,
 
 
 def of_reviews(reviews: Reviews, rows: np.ndarray) -> Batch:
-  """What a batch has of each review, float32 [R]: labels, and linear if any."""
+  """What a batch has of each review: labels, and linear if any.
+
+  float32 [R]; [R, K] where the reviews have so many.
+  """
   found = {'labels': reviews.labels[rows].astype(np.float32)}
   return found if reviews.linear is None else found | {
       'linear': reviews.linear[rows]}

@@ -43,12 +43,14 @@ class Reviews:
   ids: np.ndarray  # unsigned [tokens of all reviews]
   offsets: np.ndarray  # int64 [n + 1]
   # int16 [n]: a place in `sources.class_names`, -1 unknown. Or float32, to
-  # train with: what a pseudo-label says is the probability of 1.
+  # train with, as pseudo-labels say it: [n], the probability of 1; or of more
+  # than two classes [n, K].
   labels: np.ndarray
   # What `ngrams` adds, an array a token: bigrams int32 [tokens], the row of an
   # embedding of word pairs; log_odds float32 [tokens, features].
   features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  # float32 [n] logits of a linear model, where there is one; not to train with.
+  # float32 [n] logits of a linear model, or [n, K] of more than two classes,
+  # where there is one; not to train with.
   linear: np.ndarray | None = None
 
   def __len__(self) -> int:
@@ -149,20 +151,21 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
 
 
 def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
-                splits: Sequence[str] = SPLITS) -> dict[str, Reviews]:
+                splits: Sequence[str] = SPLITS,
+                class_count: int = 2) -> dict[str, Reviews]:
   """Reads the splits that are asked for, of `SPLITS` and 'unlabelled'.
 
   Validation is a split of its own, or a part of the training reviews, see
   `_validating`. Their ids are mapped, not read into memory. The labels that
   unlabelled reviews may have are not read. `announce` as in
   `training_tokenizer`. Raises UserError if the data can't be had, a split is
-  empty, or one with labels lacks some.
+  empty, or one with labels lacks some or has others than those of the classes.
   """
   with processes.one_at_a_time():
     data = config.data
     fingerprint = sources.prepare(data, announce)
     encoded = functools.partial(
-        _encoded, data, fingerprint, tokenizer, announce)
+        _encoded, data, fingerprint, tokenizer, announce, class_count)
     found = {}
     own = validation_split(data)
     if 'train' in splits or 'validation' in splits and not own:
@@ -187,6 +190,11 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
       raise UserError(
           f'config.data.{field}={data[field] or own} has reviews without '
           'labels: give them as config.data.unlabelled_split')
+    if (most := found[split].labels.max()) >= class_count:
+      raise UserError(
+          f'config.data.{field}={data[field] or own} has a label {most}, and '
+          f'there are {class_count} classes, from 0 on: prepare {data.name} '
+          'again')
   return {split: found[split] for split in splits}
 
 
@@ -248,7 +256,8 @@ def _groups(data: ConfigDict, fingerprint: str, n: int,
 
 
 def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
-             announce: Announce, tfds_split: str) -> tuple[Reviews, int]:
+             announce: Announce, class_count: int,
+             tfds_split: str) -> tuple[Reviews, int]:
   """All reviews of a tfds split, and how many at their end validate.
 
   From the cache if it holds them.
@@ -256,7 +265,7 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
   path = _ids_path(data, fingerprint, tokenizer, tfds_split)
   def checked(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
     reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
-    _check_reviews(reviews, tokenizer.get_vocab_size())
+    _check_reviews(reviews, tokenizer.get_vocab_size(), class_count)
     count, = arrays['validation'].tolist()
     if not 0 <= count <= len(reviews):
       raise ValueError(f'{count} of {len(reviews)} reviews validate')
@@ -285,7 +294,8 @@ def _cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
     return None
 
 
-def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
+def _check_reviews(
+    reviews: Reviews, vocab_size: int, class_count: int) -> None:
   """Raises ValueError where jax, which clips an index, would read on."""
   ids, offsets, labels = reviews.ids, reviews.offsets, reviews.labels
   if ((ids.ndim, offsets.shape, offsets.dtype, labels.ndim, labels.dtype)
@@ -293,7 +303,7 @@ def _check_reviews(reviews: Reviews, vocab_size: int) -> None:
       or ids.dtype.kind != 'u' or ids.max(initial=0) >= vocab_size
       or offsets[0] != 0 or offsets[-1] != len(ids)
       or (np.diff(offsets) < 1).any()  # a review has at least its start
-      or labels.min(initial=0) < -1):
+      or labels.min(initial=0) < -1 or labels.max(initial=0) >= class_count):
     raise ValueError('its ids, offsets or labels are no reviews')
 
 

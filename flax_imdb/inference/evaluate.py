@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+from scipy import special
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
@@ -14,6 +15,7 @@ from flax_imdb.data.batches import eval_batches
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.reading import Batch, Reading, Share
 from flax_imdb.data.reviews import Reviews, data_sha256, load_splits
+from flax_imdb.inference import confusion
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock
 
@@ -30,7 +32,7 @@ def inputs(batch: Batch) -> Batch:
 
 def make_forward(model: classifier.SentimentClassifier,
                  others: Sequence[jax.Device] | None = None) -> Callable:
-  """Makes forward(params, batch) -> float32 [devices, rows] logits.
+  """Makes forward(params, batch) -> float32 [devices, rows] or [.., C] logits.
 
   The batch is one of `classifier.inputs`, after `devices.shard`; `others` are
   devices as in `devices.data_parallel`.
@@ -49,47 +51,74 @@ def make_logits(
     config: ConfigDict, forward: Callable, ngrams: Ngrams) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
-  `forward` is what `make_forward` returned. `params` are replicated; reviews
-  need no features, `ngrams` gives them. Each review goes through the model
-  once; its logit does not depend on the number of devices, nor, as long as
-  padding is masked, on its batch. Each process works on its own rows, and all
-  get all logits.
+  Of C > 2 classes [n, C]. `forward` is what `make_forward` returned. `params`
+  are replicated; reviews need no features, `ngrams` gives them. Each review
+  goes through the model once; its logits do not depend on the number of
+  devices, nor, as long as padding is masked, on its batch. Each process works
+  on its own rows, and all get all logits.
   """
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
   annotate = functools.lru_cache(maxsize=1)(ngrams.annotate)  # each epoch's
+  share = Share(*devices.share())
+  own_rows = len(range(batch_size)[share.rows(batch_size)])
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
     computed: list[Any] = []
     for rows, batch in eval_batches(
-        annotate(reviews), batch_size, reading, Share(*devices.share())):
+        annotate(reviews), batch_size, reading, share):
       processes.report_alive('evaluate')
       computed.append(forward(params, devices.shard(inputs(batch))))
       if places:  # waits for the batch before: the devices work on this one
-        computed[-2] = np.ravel(computed[-2])
+        computed[-2] = np.asarray(computed[-2])
       places.append(rows)
-    everywhere = devices.gather_rows(
-        np.array([np.ravel(x) for x in computed]))
-    result = np.empty(len(reviews), np.float32)
+    everywhere = devices.gather_rows(  # [batches, rows, C], C = 1 of [n]
+        np.array([np.reshape(x, (own_rows, -1)) for x in computed]))
+    result = np.empty((len(reviews), everywhere.shape[-1]), np.float32)
     for rows, values in zip(places, everywhere, strict=True):
       result[rows[rows >= 0]] = values[rows >= 0]
-    return result
+    return result[:, 0] if result.shape[1] == 1 else result
 
   return logits
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  """Scores float logits [n] against int labels [n], 0 or 1.
+  """Scores float logits against int labels [n].
 
-  Returns loss: mean binary cross entropy in nats, added up in float64;
-  accuracy: share of reviews on the right side of 0; n.
+  The logits are [n] of two classes, and [n, C] of C > 2. Returns loss: mean
+  cross entropy in nats, added up in float64; accuracy: share of reviews that
+  are `predicted` right; macro_f1, see `confusion`; n.
   """
-  z = logits.astype(np.float64)
+  matrix = confusion_matrix(logits, labels)
   with np.errstate(invalid='ignore'):  # of infinite logits the mean is NaN
-    losses = np.logaddexp(0, z) - z * labels
+    losses = cross_entropies(logits.astype(np.float64), labels)
   return {'loss': float(losses.mean()),
-          'accuracy': float(((z > 0) == (labels > 0)).mean()), 'n': len(z)}
+          'accuracy': float(np.trace(matrix) / len(logits)),
+          'macro_f1': confusion.macro_f1(matrix), 'n': len(logits)}
+
+
+def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """float64 [n] nats, of logits and labels as `score` takes them."""
+  if logits.ndim == 1:
+    return np.logaddexp(0, logits) - logits * labels
+  return special.logsumexp(logits, axis=1) - np.take_along_axis(
+      logits, labels[:, None].astype(int), axis=1)[:, 0]
+
+
+def predicted(logits: np.ndarray) -> np.ndarray:
+  """The class, int [n], that each row of logits, [n] or [n, C], speaks for.
+
+  It has the largest one, and is the first of equal ones; of two classes it is
+  the second where the logit is above 0.
+  """
+  return (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
+
+
+def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """See `confusion`; logits and labels are as of `score`."""
+  return confusion.matrix(
+      predicted(logits), labels, 2 if logits.ndim == 1 else logits.shape[1])
 
 
 def score_text(
@@ -112,14 +141,18 @@ def evaluate_run(workdir: str, which: str | None, split: str,
   introduce(restored.config)
   processes.report_alive('load')
   reviews = load_splits(
-      restored.config, restored.tokenizer, announce, [split])[split]
+      restored.config, restored.tokenizer, announce, [split],
+      len(restored.labels))[split]
   processes.check_same('checkpoint', lambda: classifier.params_sha256(
       devices.to_host(restored.params)))
   processes.check_same(
       'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = make_logits(
-      restored.config, compiled.wrap(forward_of(restored)), restored.ngrams)
-  result = score(logits(restored.params, reviews), reviews.labels)
+      restored.config, compiled.wrap(forward_of(restored)), restored.ngrams)(
+          restored.params, reviews)
   announce(f'step {restored.step}{compiled.take()}')
-  announce(score_text(split, result))
+  announce(score_text(split, score(logits, reviews.labels)))
+  if len(restored.labels) > 2:
+    announce(confusion.table(
+        confusion_matrix(logits, reviews.labels), restored.labels))

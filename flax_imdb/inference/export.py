@@ -15,7 +15,6 @@ from flax_imdb.cluster import devices
 from flax_imdb.data import ngrams, segments
 from flax_imdb.data.batches import shapes
 from flax_imdb.data.reading import Reading
-from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import PADDING_ID, unescapes
 from flax_imdb.errors import UserError
 from flax_imdb.model import classifier, keras_weights
@@ -29,13 +28,14 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
 
   In it are model.stablehlo, the bytes of `program`; tokenizer.json, of
   `serving_tokenizer`; ngrams.npz, as of the run, if the model reads these; and
-  model.json: labels, and the threshold over which a logit means the second of
-  them; rows, the reviews of one call with which predict computes on a device of
-  this machine; inputs, the arguments of the program; reading, how reviews are
-  cut, and segments, the places for these in one call, if they are; order, the
-  words of the longest n-gram; step, of the parameters; temperature, by which a
-  logit is divided to become a probability; unescape, whether HTML's entities
-  are to be read before the tokenizer. examples/serve_export.py does all that.
+  model.json: labels, and of two the threshold over which a logit means the
+  second of them, while of more each has one; rows, the reviews of one call with
+  which predict computes on a device of this machine; inputs, the arguments of
+  the program; reading, how reviews are cut, and segments, the places for these
+  in one call, if they are; order, the words of the longest n-gram; step, of the
+  parameters; temperature, by which a logit is divided to become a probability;
+  unescape, whether HTML's entities are to be read before the tokenizer.
+  examples/serve_export.py does all that.
 
   It becomes export/ of the run directory. Returns one line that says what was
   written. `which` and errors as of `run.restore`, and of `files.write`.
@@ -45,8 +45,10 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   rows = (devices.fill_up(config.global_batch_size)
           // jax.local_device_count())
   reading = Reading.of(config.data)
-  about = {'labels': LABELS, 'threshold': 0.0, 'step': restored.step,
-           'temperature': restored.temperature, 'rows': rows,
+  about = {'labels': restored.labels,
+           **({'threshold': 0.0} if len(restored.labels) == 2 else {}),
+           'step': restored.step, 'temperature': restored.temperature,
+           'rows': rows,
            'inputs': list(classifier.inputs(shapes(config, 1, 1))),
            'reading': dataclasses.asdict(reading),
            'unescape': unescapes(restored.tokenizer)}
@@ -69,9 +71,11 @@ def program(config: ConfigDict, model: classifier.SentimentClassifier,
 
   `params` are NumPy arrays, which become part of the program. What this returns
   `jax.export.deserialize` reads: XLA's operations, no pickle. Its `call` takes
-  the values of `classifier.inputs`, and returns float32 [B].
+  the values of `classifier.inputs`, and returns float32 [B], or [B, C] of C > 2
+  classes.
   """
-  found = classifier.inputs(shapes(config, 1, 1))
+  found = classifier.inputs(shapes(
+      config, 1, 1, class_count=model.class_count))
 
   def logits(*inputs):
     # XLA would work on constants ahead of time, and round otherwise than it
@@ -86,7 +90,9 @@ def program(config: ConfigDict, model: classifier.SentimentClassifier,
   axes = {'ids': 'rows, width', 'lengths': 'rows', 'segments': 'reviews, most',
           'linear': 'reviews' if config.data.segment_length else 'rows',
           'bigrams': 'rows, width',
-          'log_odds': f'rows, width, {config.data.log_odds_order}'}
+          'log_odds': f'rows, width, {model.log_odds_features}'}
+  if model.class_count > 2:
+    axes['linear'] += f', {model.class_count}'
   with jax.disable_jit(False):  # config.debug may have turned jit off
     exported = export.export(jax.jit(logits), platforms=PLATFORMS)(
         *(jax.ShapeDtypeStruct(dims(axes[name]), dtype)

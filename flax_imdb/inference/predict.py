@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
 from flax_imdb.data.reviews import encode_reviews
-from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import UNKNOWN_ID
 from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
@@ -37,7 +36,8 @@ def predict_run(workdir: str, which: str | None, texts: Sequence[str],
       found.config, evaluate.forward_of(found), found.ngrams)
   for part in _parts(texts):
     for prediction in predict(
-        logits, found.params, found.tokenizer, part, found.temperature):
+        logits, found.params, found.tokenizer, part, found.labels,
+        found.temperature):
       with files.writing('standard output'):
         print(json.dumps(prediction, ensure_ascii=False) if as_json
               else prediction_text(prediction))
@@ -93,21 +93,29 @@ def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
-            texts: Sequence[str],
+            texts: Sequence[str], labels: Sequence[str],
             temperature: float = 1.0) -> list[dict[str, Any]]:
-  """Returns label, probability of a positive review, and text, for each text.
+  """Returns label, probability and text, for each text.
 
-  The probability is that of logit / temperature, see `run.Run`; the label is
-  that of the logit. And a note where the text is empty or has only words not in
-  the tokenizer.
+  `labels` are the names of the classes. Of two the probability is that of the
+  second one, of a positive review; of more it is that of the label, and
+  `probabilities` has those of all by name. They are those of logits /
+  temperature, see `run.Run`; the label is that of the logits. And a note where
+  the text is empty or has only words not in the tokenizer.
   """
   reviews = encode_reviews(tokenizer, texts)
   rows = np.split(reviews.ids, reviews.offsets[1:-1])
-  predictions = []
+  predictions: list[dict[str, Any]] = []
   for text, row, z in zip(texts, rows, logits(params, reviews), strict=True):
-    prediction = {'label': LABELS[int(z > 0)],
-                  'probability': probability(float(z) / temperature),
-                  'text': text}
+    if len(labels) == 2:
+      prediction = {'label': labels[int(z > 0)],
+                    'probability': probability(float(z) / temperature)}
+    else:
+      each = probabilities([x / temperature for x in z.tolist()])
+      best = int(z.argmax())
+      prediction = {'label': labels[best], 'probability': each[best],
+                    'probabilities': dict(zip(labels, each, strict=True))}
+    prediction['text'] = text
     if len(row) == 1:
       prediction['note'] = 'no words'
     elif (row[1:] == UNKNOWN_ID).all():
@@ -120,6 +128,14 @@ def probability(logit: float) -> float:
   """The probability of a positive review: the logistic function."""
   odds = math.exp(-abs(logit))  # of a negative number: it can't overflow
   return 1 / (1 + odds) if logit > 0 else odds / (1 + odds)
+
+
+def probabilities(logits: Sequence[float]) -> list[float]:
+  """The probability of each class: the softmax."""
+  most = max(logits)
+  odds = [math.exp(z - most) for z in logits]
+  total = math.fsum(odds)  # the same in any version of Python
+  return [x / total for x in odds]
 
 
 def prediction_text(prediction: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The classifier: Embed -> recurrent layers -> pooling -> Dense -> logit.
 
 Shapes: B reviews, S segments of reviews, T tokens (padding included), E
-embedding_dim, H width. Without segments each review is one, and S is B.
+embedding_dim, H width. Without segments each review is one, and S is B. Logits
+are [B] of two classes, and [B, C] of C > 2.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from flax_imdb.data import classes
 from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
 from flax_imdb.errors import UserError
 from flax_imdb.model import forms, word_head
@@ -35,12 +37,13 @@ ADVERSARIAL = 'adversarial'
 
 
 class SentimentClassifier(nn.Module):
-  """Token ids in, one logit a review out; see configs/default.py, `model`.
+  """Token ids in, logits of a review out; see configs/default.py, `model`.
 
   Or, of the objective language_model, logits of words: another head on the same
   layers. This is one of the `members`, whose parameters have an axis of them in
   front; see `each_member`.
   """
+  class_count: int
   vocab_size: int
   bigram_rows: int  # of the embedding of pairs; 0 without
   log_odds_features: int  # numbers a token; 0 without
@@ -79,7 +82,8 @@ class SentimentClassifier(nn.Module):
                dropout_keys_B: jax.Array | None = None) -> Any:
     """Computes float32 [B] logits; positive means a positive review.
 
-    Of the objective language_model what `WordHead` returns.
+    That is one of the second of two classes; of more [B, C], of each class. Of
+    the objective language_model what `WordHead` returns.
 
     Args:
       ids: int32 [S, T], padded at the end.
@@ -88,8 +92,8 @@ class SentimentClassifier(nn.Module):
         where each review is one, which then has a token at least.
       bigrams: int32 [S, T], if the model has `bigram_rows`.
       log_odds: float32 [S, T, log_odds_features], if it has some.
-      linear: float32 [B] logits of a linear model, if it has a weight: where
-        there is no dropout, what is returned is the mean of both.
+      linear: float32 logits of a linear model, [B] or [B, C], if it has a
+        weight: where there is no dropout, what is returned is the mean of both.
       negatives: int32 [N], the words that a language model compares with.
       dropout_keys_B: a PRNG key a review, or None for no dropout: a review's
         masks depend on its own key alone, neither on B nor on T.
@@ -139,13 +143,15 @@ class SentimentClassifier(nn.Module):
         nn.Dense, kernel_init=nn.initializers.glorot_uniform())
     if self.hidden_dim:
       pooled_BF = nn.relu(dense(self.hidden_dim, name='hidden')(pooled_BF))
-    logits_B = dense(1, name='logit')(pooled_BF)[:, 0]
+    logits = dense(classes.columns(self.class_count), name='logit')(pooled_BF)
+    if self.class_count == 2:
+      logits = logits[:, 0]
     # Each learns alone, and errs in its own way; see data/linear.py.
     if self.linear_weight and dropout_keys_B is None:
       assert linear is not None
-      logits_B = (logits_B + self.linear_weight * linear) / (
+      logits = (logits + self.linear_weight * linear) / (
           1 + self.linear_weight)
-    return logits_B
+    return logits
 
   def _read(self, layer: int, x_TSE: jax.Array,
             lengths_S: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -252,19 +258,22 @@ def inputs(batch: dict[str, Any]) -> dict[str, Any]:
   return {name: batch[name] for name in _INPUTS if name in batch}
 
 
-def build_model(config: ConfigDict) -> SentimentClassifier:
-  """Makes the model that `config` describes; holds no arrays.
+def build_model(
+    config: ConfigDict, class_count: int = 2) -> SentimentClassifier:
+  """Makes the model that `config` describes, for so many classes.
 
+  These are those of the data set, and no field. The model holds no arrays.
   Raises UserError if its parameters, or the states of a batch, are too many.
   """
   fields = config.model.to_dict()
   kinds = fields.pop('inputs').split('+')
   del fields['recurrence']  # of a device; see `for_device`
   model = SentimentClassifier(
-      vocab_size=config.data.vocab_size,
+      class_count=class_count, vocab_size=config.data.vocab_size,
       bigram_rows=config.data.bigrams if 'bigrams' in kinds else 0,
       log_odds_features=(
-          config.data.log_odds_order if 'log_odds' in kinds else 0),
+          config.data.log_odds_order * classes.columns(class_count)
+          if 'log_odds' in kinds else 0),
       objective=config.objective,
       **fields | {'linear_weight': fields['linear_weight'] * (
           'linear' in kinds)})
@@ -277,8 +286,8 @@ def build_model(config: ConfigDict) -> SentimentClassifier:
   of_direction = model.width + word_head.NEGATIVES * (
       model.objective == 'language_model')
   states = config.global_batch_size * config.data.max_length * (
-      model.embedding_dim + len(model.directions) * of_direction
-      ) * model.members
+      model.embedding_dim + model.log_odds_features
+      + len(model.directions) * of_direction) * model.members
   if states > _MOST_STATES:
     raise UserError(
         f'a batch of this config takes {states:,} numbers, more than '
@@ -313,7 +322,7 @@ def each_member(model: SentimentClassifier,
 
 def predict(model: SentimentClassifier, params: Params,
             inputs: dict[str, Any]) -> jax.Array:
-  """Computes float32 [B] logits, the mean of those of the members.
+  """Computes float32 logits, the mean of those of the members.
 
   `inputs` are those of `SentimentClassifier`, by name.
   """

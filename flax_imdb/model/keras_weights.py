@@ -1,6 +1,7 @@
 """Keras' weights to parameters and back; nothing is ever unpickled.
 
-For the notebook's architecture: Embedding, one LSTM or SimpleRNN, Dense, Dense.
+For the notebook's architecture: Embedding, one LSTM or SimpleRNN, Dense, Dense,
+the last of which has an output of two classes, and one each of more.
 Both store the same arrays, gates in the order i f g o, under other names.
 """
 
@@ -20,7 +21,8 @@ from flax_imdb.model.classifier import MOST_PARAMETERS
 from flax_imdb.storage import npz
 
 # In the order of Keras' model.get_weights(): our path, Keras' place in a file,
-# the shape as letters: V ids, E features, H units, G gates' width, D hidden.
+# the shape as letters: V ids, E features, H units, G gates' width, D hidden, O
+# outputs.
 _CELL = 'forward_0/steps/cell'
 _ARRAYS = (
     ('embed/embedding', 'layers/embedding/vars/0', 'VE'),
@@ -29,8 +31,8 @@ _ARRAYS = (
     (f'{_CELL}/bias', 'layers/{cell}/cell/vars/2', 'G'),
     ('hidden/kernel', 'layers/dense/vars/0', 'HD'),
     ('hidden/bias', 'layers/dense/vars/1', 'D'),
-    ('logit/kernel', 'layers/dense_1/vars/0', 'D1'),
-    ('logit/bias', 'layers/dense_1/vars/1', '1'))
+    ('logit/kernel', 'layers/dense_1/vars/0', 'DO'),
+    ('logit/bias', 'layers/dense_1/vars/1', 'O'))
 # The largest model in float64: a stranger's file must not fill the memory.
 _MOST_BYTES = 8 * MOST_PARAMETERS
 
@@ -45,7 +47,7 @@ def from_keras(weights: Sequence[np.ndarray]) -> dict[str, Any]:
     raise UserError(
         f'Keras weights: {len(weights)} arrays instead of {len(_ARRAYS)} '
         '(Embedding, one LSTM or SimpleRNN, Dense, Dense)')
-  sizes = {'1': 1}
+  sizes: dict[str, int] = {}
   for weight, (name, _, letters) in zip(weights, _ARRAYS, strict=True):
     shape = np.shape(weight)
     expected = [sizes.get(letter, '?') for letter in letters]

@@ -15,7 +15,7 @@ from flax_imdb.cluster import devices, preemption, processes
 from flax_imdb.data import sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reviews import Reviews
-from flax_imdb.inference import calibration, evaluate, predict
+from flax_imdb.inference import calibration, confusion, evaluate, predict
 from flax_imdb.model import classifier
 from flax_imdb.terminal import Rate, Terminal
 from flax_imdb.train import language_model, programs, stopping
@@ -42,11 +42,12 @@ def train(config: ConfigDict, workdir: str,
   asked for it, when the last step is saved.
   """
   devices.check_batch_size(config.global_batch_size)
-  model = classifier.for_device(
-      config, classifier.build_model(config), jax.local_devices()[0],
-      terminal.announce)
+  # Refused early is what is too much for two classes: how many there are is not
+  # known before there is data.
+  classifier.for_device(config, classifier.build_model(config),
+                        jax.local_devices()[0], lambda line: None)
   with run.locked(workdir, terminal.announce):
-    task = load(config, workdir, terminal, model)
+    task = load(config, workdir, terminal)
     with (preemption.deferred(WAIT_EVERY) as stop,
           Checkpoints(workdir) as checkpoints):
       training = _begin_or_resume(task, checkpoints)
@@ -221,7 +222,7 @@ def _validate(task: Task, training: _Training) -> dict[str, float]:
 
 def _score(task: Task, outputs: np.ndarray,
            reviews: Reviews) -> dict[str, float]:
-  """Loss, accuracy and n of what `task.outputs` returned for these reviews."""
+  """The scores of what `task.outputs` returned for these reviews."""
   if task.config.objective == 'language_model':
     return language_model.score(outputs)
   return evaluate.score(outputs, reviews.labels)
@@ -242,10 +243,17 @@ def _finish(task: Task, training: _Training,
   processes.report_alive('restore')
   evaluated, params = run.restore_eval_params(
       training.checkpoints, choose, config, task.model)
-  outputs, scores = {}, {}
+  outputs: dict[str, Any] = {}
+  scores: dict[str, dict[str, Any]] = {}
+  tables: list[str] = []
   for name, split in task.splits.items():
     outputs[name] = task.outputs(params, split)
     scores[name] = _score(task, outputs[name], split)
+    if config.objective == 'label':
+      matrix = evaluate.confusion_matrix(outputs[name], split.labels)
+      scores[name] |= confusion.summary(matrix, task.labels)
+      if name == 'test' and len(task.labels) > 2:
+        tables.append(confusion.table(matrix, task.labels))
     stop.leave_if_asked(step, task.steps_total)
   calibrated, temperature = {}, 1.0
   if 'validation' in outputs and config.objective == 'label':
@@ -269,6 +277,7 @@ def _finish(task: Task, training: _Training,
   what = 'reviews' if config.objective == 'label' else 'words'
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
                *(evaluate.score_text(*item, what) for item in scores.items()),
+               *tables,
                *map(calibration.text, calibrated.values()),
                *_examples(task, params, temperature)):
     task.terminal.announce(line)
@@ -285,8 +294,9 @@ def _examples(task: Task, params: classifier.Params,
   texts, labels = sources.read_texts(data, data.test_split)
   for row in sorted(range(len(texts)), key=lambda i: len(texts[i]))[:most]:
     prediction, = predict.predict(
-        task.outputs, params, task.tokenizer, [texts[row]], temperature)
-    yield (f'is {sources.LABELS[labels[row]]}, predicted '
+        task.outputs, params, task.tokenizer, [texts[row]], task.labels,
+        temperature)
+    yield (f'is {task.labels[labels[row]]}, predicted '
            + predict.prediction_text(prediction))
 
 

@@ -15,7 +15,7 @@ class Metrics:
   # Cross entropies in nats, of reviews with a label, or of predicted words:
   # these are so many in an epoch that the sums are rounded, by some 1e-6.
   loss: jax.Array
-  correct: jax.Array  # of these, those on the right side
+  correct: jax.Array  # of these, those that are predicted right
   weight: jax.Array  # how many these are
   grad_norm: jax.Array  # norms of the gradient, added up over steps
   skipped: jax.Array  # steps that were not finite, in none of the above

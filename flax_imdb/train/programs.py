@@ -86,7 +86,8 @@ def _programs(task: Task, state: TrainState, steps: range,
       for split in task.splits.values()))):
     batch = {name: np.zeros((own, *shape), dtype)
              for name, (shape, dtype) in shapes(
-                 config, size // share.devices, share.devices, ids).items()}
+                 config, size // share.devices, share.devices, ids,
+                 len(task.labels)).items()}
     yield task.forward, state.eval_params(), (
         batch if config.objective == 'language_model' else
         classifier.inputs(batch))

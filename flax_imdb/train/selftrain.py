@@ -9,10 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
+from scipy import special
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
-from flax_imdb.data import pseudo_labels
+from flax_imdb.data import pseudo_labels, sources
 from flax_imdb.data.pseudo_labels import PseudoLabels
 from flax_imdb.data.reviews import load_splits
 from flax_imdb.errors import UserError
@@ -85,8 +86,9 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
     np.ndarray, dict[str, Any]]:
   """What a run directory says of the reviews without labels; what it was.
 
-  float32 [n] probabilities. Raises UserError if it was trained on other
-  reviews, or can't be opened.
+  float32 [n] probabilities of the second of two classes, or [n, C] of each of
+  more. Raises UserError if it was trained on other reviews or classes, or can't
+  be opened.
   """
   processes.report_alive('restore')
   found = run.restore(teacher, None)
@@ -100,15 +102,25 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
   processes.report_alive('load')
   teaching = found.config.copy_and_resolve_references()
   teaching.data.unlabelled_split = config.data.unlabelled_split
-  unlabelled = load_splits(teaching, found.tokenizer, terminal.announce,
-                           ['unlabelled'])['unlabelled']
+  unlabelled = load_splits(
+      teaching, found.tokenizer, terminal.announce, ['unlabelled'],
+      len(found.labels))['unlabelled']
+  if found.labels != sources.class_names(config.data):
+    raise UserError(f'the teacher {teacher} knows other classes than this run '
+                    'is to learn: train another, or leave config.teachers '
+                    'empty')
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = evaluate.make_logits(
       found.config, compiled.wrap(evaluate.forward_of(found)),
       found.ngrams)(found.params, unlabelled)
+  share = np.bincount(evaluate.predicted(logits), minlength=len(found.labels)
+                      ) / len(logits)
+  most = int(share.argmax()) if len(share) > 2 else 1
   terminal.announce(f'{teacher} labels {len(logits):,} reviews, '
-                    f'{(logits > 0).mean():.1%} of them positive')
-  return 1 / (1 + np.exp(-logits / found.temperature)), {
+                    f'{share[most]:.1%} of them {found.labels[most]}')
+  divided = logits / found.temperature
+  return (1 / (1 + np.exp(-divided)) if logits.ndim == 1
+          else special.softmax(divided, axis=1)), {
       'run': teacher, 'step': found.step, 'temperature': found.temperature,
       'params_sha256': classifier.params_sha256(
           devices.to_host(found.params))}

@@ -8,6 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from flax_imdb.cluster.devices import data_parallel
@@ -77,6 +78,7 @@ def make_train_step(
     config: ConfigDict, model: classifier.SentimentClassifier,
     optimizer: optax.GradientTransformation, steps_per_epoch: int,
     devices: Sequence[jax.Device] | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
   """Makes step(state, batch) -> (state, metrics), compiled for all devices.
 
@@ -84,9 +86,10 @@ def make_train_step(
   those of the epoch so far, of the reviews with a label. Losses and gradients
   are summed over all devices and divided by the global weight, with a label or
   without, so that a short last batch and unequal shares count every review the
-  same. A language model counts words where others count reviews. The members
-  of a model learn side by side, and the metrics are their mean. `devices` as in
-  `devices.data_parallel`.
+  same; or, with `class_weights` of `classes.weights`, what its class does: over
+  all training reviews these add up to their number. A language model counts
+  words where others count reviews. The members of a model learn side by side,
+  and the metrics are their mean. `devices` as in `devices.data_parallel`.
   """
   each = functools.partial(classifier.each_member, model)
 
@@ -109,7 +112,8 @@ def make_train_step(
     else:
       loss, correct, counted, gradient = each(
           lambda params, keys: loss_and_gradient(
-              config, reader, params, batch, keys))(params, keys)
+              config, reader, params, batch, keys, class_weights))(
+                  params, keys)
       weight = batch['weights'].sum()
     loss, correct, counted, weight, gradient = sum_over_devices(
         (loss, correct, counted, weight, gradient))

@@ -10,8 +10,8 @@ from flax_imdb.checkpoint.manager import Progress
 
 def score(early_stopping: ConfigDict, validation: dict[str, float]) -> float:
   """One number for what `evaluate.score` returned; the larger, the better."""
-  return (-validation['loss'] if early_stopping.monitor == 'loss'
-          else validation['accuracy'])
+  found = validation[early_stopping.monitor]
+  return -found if early_stopping.monitor == 'loss' else found
 
 
 def update(early_stopping: ConfigDict, progress: Progress,

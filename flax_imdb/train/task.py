@@ -5,13 +5,15 @@ import dataclasses
 import time
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
+import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import validates
-from flax_imdb.data import ngrams, pseudo_labels
+from flax_imdb.data import classes, ngrams, pseudo_labels, sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.reading import Reading, Share
@@ -23,6 +25,7 @@ from flax_imdb.data.reviews import (
   training_tokenizer,
 )
 from flax_imdb.data.tokenizer import load_tokenizer
+from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.storage import files
@@ -43,6 +46,7 @@ class Task:
   splits: dict[str, Reviews]
   batches: TrainBatches
   model: classifier.SentimentClassifier
+  labels: tuple[str, ...]  # names of the classes 0, 1, 2, ...
   optimizer: Any
   train_step: Callable[[TrainState, dict], tuple[TrainState, Metrics]]
   forward: Callable[[Any, dict], Any]  # that of evaluation
@@ -54,8 +58,7 @@ class Task:
     return self.config.num_epochs * self.batches.steps_per_epoch
 
 
-def load(config: ConfigDict, workdir: str, terminal: Terminal,
-         model: classifier.SentimentClassifier) -> Task:
+def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
   """Reads all that training needs, then makes the run directory.
 
   What can be refused is, before anything is left there: a corrected config may
@@ -65,22 +68,31 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal,
   """
   processes.report_alive('load')
   run.check_directory(workdir, config)
+  labels = _labels(config, workdir, terminal)
+  model = classifier.for_device(
+      config, classifier.build_model(config, len(labels)),
+      jax.local_devices()[0], terminal.announce)
   tokenizer = _tokenizer(config, workdir, terminal)
   wanted = {'train': True, 'validation': validates(config.data),
             'test': config.objective == 'label',
             'unlabelled': config.data.unlabelled_split}
   splits = load_splits(config, tokenizer, terminal.announce, [
-      split for split in wanted if wanted[split]])
+      split for split in wanted if wanted[split]], len(labels))
   train_reviews = splits['train']
   if unlabelled := splits.pop('unlabelled', None):
-    train_reviews = joined(
-        train_reviews, _pseudo_labelled(config, workdir, unlabelled))
+    unlabelled = _pseudo_labelled(config, workdir, unlabelled, len(labels))
+    if unlabelled.labels.ndim == 2:
+      train_reviews = dataclasses.replace(
+          train_reviews, labels=classes.shares(
+              train_reviews.labels, len(labels)).astype(np.float32))
+    train_reviews = joined(train_reviews, unlabelled)
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
   processes.check_same('tokenizer or data', lambda: ' '.join(
       data_sha256(tokenizer, split)
       for split in (train_reviews, *splits.values())))
-  known, train_reviews = _ngrams(config, workdir, terminal, train_reviews)
-  run.begin_directory(workdir, config, tokenizer, known)
+  known, train_reviews = _ngrams(
+      config, workdir, terminal, train_reviews, len(labels))
+  run.begin_directory(workdir, config, tokenizer, known, labels)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
       Reading.of(config.data), Share(*devices.share()),
@@ -90,23 +102,49 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal,
   words = config.objective == 'language_model'
   forward = compiled.wrap(
       (language_model if words else evaluate).make_forward(model))
+  class_weights = classes.weights(
+      config.class_weights, train_reviews.labels, len(labels))
   outputs = (language_model.make_sums(config, forward) if words else
              evaluate.make_logits(config, forward, known))
   return Task(
-      config, workdir, terminal, tokenizer, splits, batches, model, optimizer,
-      compiled.wrap(make_train_step(
-          config, model, optimizer, batches.steps_per_epoch)),
+      config, workdir, terminal, tokenizer, splits, batches, model, labels,
+      optimizer, compiled.wrap(make_train_step(
+          config, model, optimizer, batches.steps_per_epoch,
+          class_weights=class_weights)),
       forward, outputs, compiled)
 
 
-def _pseudo_labelled(
-    config: ConfigDict, workdir: str, unlabelled: Reviews) -> Reviews:
+def _labels(config: ConfigDict, workdir: str,
+            terminal: Terminal) -> tuple[str, ...]:
+  """The names of the data set's classes, which are those of the run.
+
+  Raises UserError if they are not to be used, or not those that it began with.
+  """
+  data = config.data
+  with processes.one_at_a_time():
+    sources.prepare(data, terminal.announce)
+    names = sources.class_names(data)
+  try:
+    classes.check_names(names)
+  except ValueError as e:
+    raise UserError(f'{data.name} cannot be learned from: {e}; choose another '
+                    'data set or config.data.label_field') from e
+  if run.is_run(workdir) and (begun := run.read_labels(workdir)) != names:
+    raise UserError(f'{workdir} was made with other classes ({len(begun)} there'
+                    f', {len(names)} now, or other names): give the same data '
+                    'to resume, or another --workdir')
+  processes.check_same('list of classes', lambda: repr(names))
+  return names
+
+
+def _pseudo_labelled(config: ConfigDict, workdir: str, unlabelled: Reviews,
+                     class_count: int) -> Reviews:
   """With what the teachers said, if there are any; see `selftrain`."""
   if not config.self_training_rounds:
     return unlabelled
   found = pseudo_labels.load(
       files.as_path(workdir) / 'pseudo_labels.npz',
-      pseudo_labels.source(config), len(unlabelled))
+      pseudo_labels.source(config), len(unlabelled), class_count)
   return dataclasses.replace(unlabelled, labels=found.probabilities)
 
 
@@ -125,15 +163,16 @@ def _begun(config: ConfigDict, workdir: str) -> str | None:
 
 
 def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
-            reviews: Reviews) -> tuple[Ngrams, Reviews]:
+            reviews: Reviews, class_count: int) -> tuple[Ngrams, Reviews]:
   """As `ngrams.fit`; pairs are the run's own, as words are in `_tokenizer`."""
   if config.model.inputs == 'words':
     return ngrams.fit(config, reviews)
   start, pairs = time.perf_counter(), None
   source = _begun(config, workdir)
   if source and not run.is_pretraining(source):  # which knows no pairs
-    pairs = ngrams.load(f'{source}/ngrams.npz', config).pairs
-  known, annotated = ngrams.fit(config, reviews, pairs)
+    pairs = ngrams.load(f'{source}/ngrams.npz', config,
+                        len(run.read_labels(source))).pairs
+  known, annotated = ngrams.fit(config, reviews, pairs, class_count)
   terminal.announce(
       f'counted n-grams in {time.perf_counter() - start:.1f} s: '
       f'{len(known.pairs):,} pairs to embed, {len(known.keys):,} with log-odds')

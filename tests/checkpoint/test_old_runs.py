@@ -102,10 +102,13 @@ def test_it_resumes_to_the_steps_that_its_own_version_would_have_done(
            (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines] == [7, 14, 21]
   for split, expected in LAST_EPOCH.items():
-    assert lines[-1][split] == pytest.approx(expected, rel=1e-6)
+    got = {key: lines[-1][split][key] for key in expected}
+    assert got == pytest.approx(expected, rel=1e-6)
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['best_step'] == 21
-  assert summary['test'] == pytest.approx(TEST, rel=1e-6)
+  assert {key: summary['test'][key] for key in TEST} == pytest.approx(
+      TEST, rel=1e-6)
+  assert list(summary['test']['classes']) == ['negative', 'positive']
 
 
 def test_it_is_evaluated_and_predicted_with(workdir, capsys):
@@ -115,6 +118,8 @@ def test_it_is_evaluated_and_predicted_with(workdir, capsys):
   assert f'validation: loss {VALIDATION:.4f}' in capsys.readouterr().out
   assert main.main(['--mode=predict', f'--workdir={workdir}', 'dull']) == 0
   assert capsys.readouterr().out.endswith('dull  (only unknown words)\n')
-  assert run.restore(str(workdir), None).temperature == 1.0
+  restored = run.restore(str(workdir), None)
+  assert restored.temperature == 1.0
+  assert restored.labels == ('negative', 'positive')
   after = {f: f.read_bytes() for f in workdir.rglob('*') if f.is_file()}
   assert before == after

@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import processes
+from flax_imdb.errors import UserError
 
 
 def test_a_temperature_is_of_its_step_alone(tmp_path):
@@ -29,3 +32,28 @@ def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, 'index', lambda: 1)
   run.write_calibration(str(tmp_path), 14, 2.0)
   assert not list(tmp_path.iterdir())
+
+
+def test_the_names_of_the_classes_are_those_of_labels_json(trained, tmp_path):
+  workdir, _ = trained
+  assert json.loads((workdir / 'labels.json').read_text()) == [
+      'negative', 'positive']
+  assert run.restore(str(workdir), None).labels == ('negative', 'positive')
+  assert run.read_labels(str(tmp_path)) == ('negative', 'positive')  # older
+  (tmp_path / 'labels.json').write_text('["Börse", "b", "c"]')
+  assert run.read_labels(str(tmp_path)) == ('Börse', 'b', 'c')
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'{}', b'"ab"', b'7', b'null', b'["a"]', b'["a", "a"]', b'["a", 7]',
+    b'["a", ["b"]]', b'{"a": 1, "b": 2}', b'["a", "b"', b'\xff', b'[' * 9999,
+    b'["a", "\\u001b[2J"]', b'["a", "\\ud800"]', b'["a", ""]',
+    json.dumps(['a', 'b' * 201]).encode(),
+    json.dumps([str(i) for i in range(1001)]).encode(),
+    b'["a", "b"]' + b' ' * (1 << 20)])
+def test_names_of_a_stranger_are_refused_in_one_line(tmp_path, content):
+  (tmp_path / 'labels.json').write_bytes(content)
+  with pytest.raises(UserError) as caught:
+    run.read_labels(str(tmp_path))
+  assert str(tmp_path / 'labels.json') in str(caught.value)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) < 400

@@ -108,6 +108,55 @@ def test_a_reviews_own_label_changes_nothing_that_it_is_trained_with():
 LINEAR = 'words+log_odds+linear'
 
 
+def test_of_several_classes_each_has_its_own_log_odds():
+  """Those of a class against all others, as if these were one."""
+  labels = np.random.default_rng(4).integers(0, 3, 60).astype(np.int16)
+  known, annotated = ngrams.fit(
+      _config(), _reviews(labels=labels), class_count=3)
+  assert known.log_odds.shape == (len(known.keys), 3)
+  got = annotated.features['log_odds']
+  assert got.shape == (len(annotated.ids), 9) and got.dtype == np.float32
+  unseen = known.annotate(_reviews(labels=labels)).features['log_odds']
+  share = (np.bincount(labels) + 1) / 63
+  rows = _rows(annotated)
+  for token, word in enumerate(annotated.ids):
+    count = np.bincount(
+        [k for k, row in zip(labels, rows, strict=True) if word in row],
+        minlength=3)
+    odds = (count + 2 * share) / (count.sum() - count + 2 * (1 - share))
+    np.testing.assert_allclose(
+        unseen[token, :3], np.log(odds) - np.log(share / (1 - share)),
+        atol=1e-5)
+  assert (got != unseen).any() and (got != 0).any(axis=0).all()
+
+
+def test_of_several_classes_the_linear_model_has_a_logit_each(tmp_path):
+  labels = np.random.default_rng(4).integers(0, 3, 60).astype(np.int16)
+  config = _config(LINEAR)
+  known, _ = ngrams.fit(config, _reviews(labels=labels), class_count=3)
+  ngrams.save(known, tmp_path / 'ngrams.npz')
+  loaded = ngrams.load(tmp_path / 'ngrams.npz', config, 3)
+  new = _reviews(seed=1, words=9)
+  got = loaded.annotate(new).linear
+  assert got.dtype == np.float32 and got.shape == (60, 3)
+  for k in range(3):
+    alone = dataclasses.replace(known, weights=known.weights[:, k])
+    np.testing.assert_array_equal(got[:, k], alone.annotate(new).linear)
+  assert np.std(got, axis=0).min() > 0.01
+  for count in (2, 4):
+    with pytest.raises(UserError, match='for each n-gram and class'):
+      ngrams.load(tmp_path / 'ngrams.npz', config, count)
+
+
+@pytest.mark.parametrize('most', ['_MOST_FEATURES', '_MOST_COUNTS'])
+def test_classes_that_would_fill_the_memory_are_refused(most, monkeypatch):
+  labels = np.random.default_rng(4).integers(0, 3, 60).astype(np.int16)
+  monkeypatch.setattr(ngrams, most, 100)
+  ngrams.fit(_config(), _reviews())  # of two it does not matter
+  with pytest.raises(UserError, match='3 classes.* --config'):
+    ngrams.fit(_config(), _reviews(labels=labels), class_count=3)
+
+
 def test_the_linear_model_counts_each_ngram_of_a_review_once():
   reviews = _reviews()
   known, _ = ngrams.fit(_config(LINEAR), reviews)

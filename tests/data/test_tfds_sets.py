@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support import data_sets
+from support.data_sets import make
 import tensorflow_datasets as tfds
 
 from flax_imdb.data import sources
@@ -30,29 +31,6 @@ SETS = {
 @pytest.fixture(autouse=True)
 def own_directory(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-
-
-def make(folder, name, features, keys, *examples, version='1.0.0'):
-  """Prepares a set of two splits with these examples by tfds itself."""
-  name, _, config = name.partition('/')
-
-  class AnySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version(version)
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] * bool(config)
-
-    def _info(self):
-      return tfds.core.DatasetInfo(
-          builder=self, features=tfds.features.FeaturesDict(features),
-          supervised_keys=keys)
-
-    def _split_generators(self, dl_manager):
-      return {split: self._generate_examples() for split in ('train', 'test')}
-
-    def _generate_examples(self):
-      yield from enumerate(examples)
-
-  AnySet.name = name
-  AnySet(data_dir=folder, file_format='array_record').download_and_prepare()
 
 
 def error_of(call, *args) -> str:

@@ -405,6 +405,7 @@ READERS = {
     'config.json': read_config,
     'tokenizer.json': lambda path: load_tokenizer(path, 100),
     'calibration.json': lambda path: run.read_temperature(path, 7),
+    'labels.json': lambda path: run.read_labels(path.parent),
     'metrics.jsonl': lambda path: Writers(path.parent, 7),
 }
 

@@ -47,6 +47,30 @@ def test_the_temperature_has_bounds(logits, labels, want):
   assert least <= found <= most and found == pytest.approx(want, rel=1e-14)
 
 
+def test_of_several_classes_the_temperature_is_found_and_is_the_best():
+  rng = np.random.default_rng(0)
+  z = (3 * rng.normal(size=(20_000, 3))).astype(np.float32)
+  labels = (z / 2.5 + rng.gumbel(size=z.shape)).argmax(axis=1)
+  found = calibration.fit_temperature(z, labels)
+  assert type(found) is float and found == pytest.approx(2.5, rel=0.03)
+  least = score(z.astype(np.float64) / found, labels)['loss']
+  for other in (found * 0.999, found * 1.001):
+    assert score(z.astype(np.float64) / other, labels)['loss'] > least
+  before, after = (calibration.expected_calibration_error(z / t, labels)
+                   for t in (1.0, found))
+  assert after < 0.015 and before > 5 * after
+  assert calibration.fit_temperature(
+      np.full((4, 3), np.nan, np.float32), labels[:4]) == 1.0
+
+
+def test_of_several_classes_confidence_is_that_of_the_predicted_one():
+  p = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.25, 0.5, 0.25]])
+  rows = calibration.reliability(np.log(p), np.array([0, 2, 0]))
+  assert rows == [
+      {'n': 2, 'confidence': pytest.approx(0.5), 'accuracy': 0.5},
+      {'n': 1, 'confidence': pytest.approx(0.8), 'accuracy': 1.0}]
+
+
 def _logit(p):
   return math.log(p / (1 - p))
 

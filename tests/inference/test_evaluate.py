@@ -71,8 +71,10 @@ def test_score_equals_a_loop():
     loss -= math.log(p if label else 1 - p) / 50
     correct += (p > 0.5) == bool(label)
   result = evaluate.score(logits, labels)
+  f1 = result.pop('macro_f1')
   assert result == {'loss': pytest.approx(loss, rel=1e-12),
                     'accuracy': correct / 50, 'n': 50}
+  assert type(f1) is float and 0.3 < f1 < 0.4  # see test_confusion.py
   assert all(type(v) in (int, float) for v in result.values())  # JSON takes it
 
 
@@ -80,9 +82,35 @@ def test_score_of_extreme_logits_is_finite_and_exact():
   logits = np.array([1e4, -1e4, 1e4, -1e4], np.float32)
   labels = np.array([1, 0, 0, 1], np.int8)
   assert evaluate.score(logits, labels) == {
-      'loss': 5000.0, 'accuracy': 0.5, 'n': 4}
+      'loss': 5000.0, 'accuracy': 0.5, 'macro_f1': 0.5, 'n': 4}
   assert evaluate.score(logits[:2], labels[:2]) == {
-      'loss': 0.0, 'accuracy': 1.0, 'n': 2}
+      'loss': 0.0, 'accuracy': 1.0, 'macro_f1': 1.0, 'n': 2}
+
+
+def test_score_of_several_classes_is_that_of_the_softmax():
+  rng = np.random.default_rng(0)
+  logits = (4 * rng.normal(size=(50, 3))).astype(np.float32)
+  labels = rng.integers(0, 3, 50).astype(np.int16)
+  loss = correct = 0.0
+  for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+    p = [math.exp(z) / sum(map(math.exp, row)) for z in row]
+    loss -= math.log(p[label]) / 50
+    correct += max(p) == p[label]
+  result = evaluate.score(logits, labels)
+  assert result['loss'] == pytest.approx(loss, rel=1e-12)
+  assert (result['accuracy'], result['n']) == (correct / 50, 50)
+  extreme = np.array([[1e4, -1e4, 0], [1e4, -1e4, 0]], np.float32)
+  assert evaluate.score(extreme, np.array([0, 1], np.int16))['loss'] == 1e4
+
+
+def test_of_several_classes_every_review_has_its_logits(alone):
+  reviews, _ = alone
+  config, model, params = tiny_model(class_count=3)
+  want = one_by_one(model, params, reviews, config.data.max_length)
+  assert want.shape == (23, 3) and np.ptp(want, axis=1).min() > 1e-3
+  got = logits_of(config, model)(params, reviews)
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_score_adds_up_in_float64():

@@ -11,6 +11,7 @@ from support.models import logits_of, one_by_one, tiny_model
 
 from flax_imdb.checkpoint import run
 from flax_imdb.data.reviews import Reviews
+from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import encode, fit_tokenizer
 from flax_imdb.inference import predict
 
@@ -34,7 +35,7 @@ def _predict(texts, *temperature):
     seen.append(reviews)
     return (reviews.ids[reviews.offsets[1:] - 1] - 5.0).astype(np.float32)
   predictions = predict.predict(
-      logits, 'params', tokenizer, texts, *temperature)
+      logits, 'params', tokenizer, texts, LABELS, *temperature)
   return predictions, seen[0], tokenizer
 
 
@@ -63,6 +64,23 @@ def test_a_temperature_changes_the_probability_and_no_label(temperature):
     assert after == before | {
         'probability': predict.probability(z / temperature)}
   assert plain != divided
+
+
+def test_of_several_classes_each_has_a_probability_and_the_label_the_largest():
+  tokenizer, names = fit_tokenizer(TEXTS, 100), ('a', 'b', 'c')
+  rows = np.array([[1, 3, 2], [800, -800, 0], [0.5, 0.5, 0]], np.float32)
+  found = predict.predict(
+      lambda params, reviews: rows, None, tokenizer, TEXTS, names, 2.0)
+  assert [p['label'] for p in found] == ['b', 'a', 'a']
+  assert [p['text'] for p in found] == TEXTS
+  for prediction, row in zip(found, rows / 2, strict=True):
+    assert list(prediction['probabilities']) == list(names)
+    p = np.exp(row - row.max(), dtype=np.float64)
+    np.testing.assert_allclose(
+        list(prediction['probabilities'].values()), p / p.sum(), rtol=1e-12)
+    assert prediction['probability'] == max(
+        prediction['probabilities'].values())
+  assert predict.prediction_text(found[1]) == 'a 1.000  bad film'
 
 
 def test_a_run_is_predicted_with_at_the_temperature_of_its_step(
@@ -102,7 +120,8 @@ def test_predict_equals_the_model_on_the_encoded_texts():
   reviews = Reviews(np.concatenate(ids), np.cumsum([0, *map(len, ids)]),
                     np.zeros(5, np.int8))
   want = one_by_one(model, params, reviews, config.data.max_length)
-  got = predict.predict(logits_of(config, model), params, tokenizer, texts)
+  got = predict.predict(
+      logits_of(config, model), params, tokenizer, texts, LABELS)
   np.testing.assert_allclose(
       [p['probability'] for p in got],
       [predict.probability(float(z)) for z in want], atol=1e-6)

@@ -33,14 +33,14 @@ def default_with(fields):
   return config
 
 
-def tiny_model(**fields):
+def tiny_model(class_count=2, **fields):
   """(config, model, replicated parameters) of a tiny untrained model."""
   config = load_config('configs/debug.py')
   config.debug = False
   config.data.max_length, config.data.bucket_width = 12, 5
   config.update_from_flattened_dict(fields)
   check_fields(config)
-  model = classifier.build_model(config)
+  model = classifier.build_model(config, class_count)
   params = drawn_params(model, seed=1)
   # Embeddings as large as trained ones, so that logits differ visibly.
   params['embed']['embedding'] *= 20

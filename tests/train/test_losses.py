@@ -8,6 +8,7 @@ import pytest
 
 from flax_imdb.config import check_fields, load_config
 from flax_imdb.data.batches import TrainBatches
+from flax_imdb.data.classes import columns
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.model import classifier
@@ -16,19 +17,21 @@ from flax_imdb.train import losses
 LONGEST = 20
 
 
-def _reviews(n=8, seed=0):
+def _reviews(n=8, seed=0, class_count=2):
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, LONGEST, n)
   tokens = lengths.sum()
   return Reviews(
       rng.integers(4, 50, tokens).astype(np.uint16),
       np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-      rng.integers(0, 2, n).astype(np.int8),
+      rng.integers(0, class_count, n).astype(np.int8),
       {'bigrams': rng.integers(0, 30, tokens).astype(np.int32),
-       'log_odds': rng.normal(size=(tokens, 2)).astype(np.float32)})
+       'log_odds': rng.normal(size=(
+           tokens, 2 * columns(class_count))).astype(np.float32)})
 
 
-def _problem(inputs='words+bigrams+log_odds', segment_length=8, **fields):
+def _problem(inputs='words+bigrams+log_odds', segment_length=8, class_count=2,
+             **fields):
   """(config, model, params, batch of 7 reviews, keys), all in float64."""
   config = load_config('configs/default.py')
   config.data.update(vocab_size=50, max_length=LONGEST, bigrams=30,
@@ -39,10 +42,11 @@ def _problem(inputs='words+bigrams+log_odds', segment_length=8, **fields):
   config.update_from_flattened_dict(fields)
   check_fields(config)
   batch = TrainBatches(
-      _reviews()[:7], 0, 8, Reading.of(config.data), Share())(0)
+      _reviews(class_count=class_count)[:7], 0, 8, Reading.of(config.data),
+      Share())(0)
   if inputs == 'words':
     batch = {k: v for k, v in batch.items() if k[:3] not in ('big', 'log')}
-  model = classifier.build_model(config).clone(dtype='float64')
+  model = classifier.build_model(config, class_count).clone(dtype='float64')
   if 'bigram_rows' in batch:
     model = model.clone(bigram_rows=len(batch['bigram_rows']))
   rng = np.random.default_rng(1)
@@ -63,25 +67,48 @@ def _logits(model, params, batch, keys, change=None):
       variables, **classifier.inputs(batch), dropout_keys_B=keys)
 
 
-def _loss(batch, z, smoothing=0.0):
-  """The weighted sum of cross entropies, as a sum of two logarithms."""
-  y = (1 - smoothing) * batch['labels'] + smoothing / 2
-  entropy = y * jnp.logaddexp(0, -z) + (1 - y) * jnp.logaddexp(0, z)
-  return (batch['weights'] * (batch['labels'] >= 0) * entropy).sum()
+def _p(z):
+  """The probabilities of all classes, [B, K], of logits [B] or [B, K]."""
+  if z.ndim == 1:
+    return jnp.stack([1 / (1 + jnp.exp(z)), 1 / (1 + jnp.exp(-z))], axis=-1)
+  return jnp.exp(z) / jnp.exp(z).sum(axis=-1, keepdims=True)
+
+
+def _targets(batch, count):
+  """What labels, a number each or shares, say of each class: [B, K]."""
+  y = batch['labels']
+  if y.ndim == 2:
+    return y
+  if count == 2:
+    return jnp.stack([1 - y, y], axis=-1)
+  return jnp.eye(count)[y.astype(int)]
+
+
+def _known(batch):
+  return np.asarray(batch['labels']).reshape(len(batch['weights']), -1)[
+      :, 0] >= 0
+
+
+def _loss(batch, z, smoothing=0.0, class_weights=None):
+  """The weighted sum of cross entropies, a logarithm for each class."""
+  p = _p(z)
+  y = _targets(batch, p.shape[1])
+  entropy = -(((1 - smoothing) * y + smoothing / p.shape[1])
+              * jnp.log(p)).sum(axis=1)
+  counts = 1 if class_weights is None else y @ class_weights
+  return (batch['weights'] * _known(batch) * counts * entropy).sum()
 
 
 def _divergence(batch, p, z):
-  """The weighted sum of KL(p || q), by the probabilities of both classes."""
-  q = 1 / (1 + jnp.exp(-z))
-  return (batch['weights'] * (
-      p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q)))).sum()
+  """The weighted sum of KL(p || q), by the probabilities of all classes."""
+  return (batch['weights'] * (p * jnp.log(p / _p(z))).sum(axis=1)).sum()
 
 
 def _entropy(batch, z):
   """The weighted sum of entropies, of reviews without a label."""
-  q = 1 / (1 + jnp.exp(-z))
-  entropy = -q * jnp.log(q) - (1 - q) * jnp.log(1 - q)
-  return (batch['weights'] * (batch['labels'] < 0) * entropy).sum()
+  q = _p(z)
+  entropy = -(q * jnp.log(q)).sum(axis=1)
+  return (batch['weights'] * ~_known(batch) * entropy).sum()
 
 
 def _segments(batch, i):
@@ -114,7 +141,7 @@ def _noise(model, batch, keys):
   return noise
 
 
-def _terms(config, model, params, batch, keys):
+def _terms(config, model, params, batch, keys, class_weights=None):
   """(logits, function of parameters): each term, with what is added constant.
 
   The terms are cross entropy, entropy, adversarial and virtual adversarial.
@@ -124,18 +151,20 @@ def _terms(config, model, params, batch, keys):
         lambda x: term(_logits(model, params, batch, keys, x))))(at))
   noise = _noise(model, batch, keys)
   z = jax.jit(lambda: _logits(model, params, batch, keys))()
-  p = 1 / (1 + np.exp(-np.asarray(z)))
-  adversarial = _scaled(batch, config.adversarial_norm, slope(
-      lambda z: _loss(batch, z), np.zeros_like(noise)))
+  p = np.asarray(_p(z))
+  def loss(z):
+    return _loss(batch, z, config.label_smoothing, class_weights)
+  adversarial = _scaled(
+      batch, config.adversarial_norm, slope(loss, np.zeros_like(noise)))
   virtual = _scaled(batch, config.virtual_adversarial_norm, slope(
       lambda z: _divergence(batch, p, z), _scaled(batch, 0.1, noise)))
   def terms(params):
     z = _logits(model, params, batch, keys)
     return jnp.array([
-        _loss(batch, z),
+        loss(z),
         config.entropy_weight * _entropy(batch, z),
-        config.adversarial_weight * _loss(
-            batch, _logits(model, params, batch, keys, adversarial)),
+        config.adversarial_weight * loss(
+            _logits(model, params, batch, keys, adversarial)),
         config.virtual_adversarial_weight * _divergence(
             batch, p, _logits(model, params, batch, keys, virtual))])
   return np.asarray(z), jax.jit(terms)
@@ -146,29 +175,45 @@ ALL = {'adversarial_norm': 0.7, 'adversarial_weight': 1.5,
        'entropy_weight': 0.8}
 # Of 7 reviews and a filling: some have no label, one is likely negative.
 LABELS = np.array([0, -1, 1, 0.3, -1, 1, 0, -1])
+OF_FOUR = np.array([0, -1, 1, 3, -1, 1, 2, -1])
+SHARES = np.where(OF_FOUR[:, None] < 0, -1, np.eye(4)[OF_FOUR] * 0.7 + 0.075)
 
 
 @pytest.mark.parametrize('fields', [
     {}, {'inputs': 'words', 'segment_length': 0},
     pytest.param({'model.word_dropout': 0.3, 'model.bigram_dropout': 0.4,
                   'model.embedding_dropout': 0.3, 'model.pooled_dropout': 0.5,
-                  'model.log_odds_dropout': 0.2}, marks=pytest.mark.slow)],
-    ids=['segments', 'words', 'dropout'])
+                  'model.log_odds_dropout': 0.2}, marks=pytest.mark.slow),
+    {'labels': OF_FOUR, 'label_smoothing': 0.1},
+    {'labels': OF_FOUR, 'weights': np.array([0.4, 0.7, 1.9, 1.0])},
+    {'labels': SHARES, 'weights': np.array([0.4, 0.7, 1.9, 1.0])},
+    {'weights': np.array([0.6, 1.7])}],
+    ids=['segments', 'words', 'dropout', 'four classes', 'four, weighted',
+         'four, shares', 'two, weighted'])
 def test_the_gradient_is_that_of_all_terms(fields):
+  fields = dict(fields)
+  labels, weights = fields.pop('labels', LABELS), fields.pop('weights', None)
+  classes = 2 if labels is LABELS else 4
   with jax.enable_x64(True):
-    config, model, params, batch, keys = _problem(**fields, **ALL)
-    batch['labels'] = jnp.asarray(LABELS)
+    config, model, params, batch, keys = _problem(
+        class_count=classes, **fields, **ALL)
+    batch['labels'] = jnp.asarray(labels, 'float64')
     loss, correct, labelled, gradient = jax.jit(
         lambda params: losses.loss_and_gradient(
-            config, model, params, batch, keys))(params)
-    z, terms = _terms(config, model, params, batch, keys)
+            config, model, params, batch, keys, weights))(params)
+    z, terms = _terms(config, model, params, batch, keys, weights)
     plain, entropy, worse, moved = terms(params)
-    np.testing.assert_allclose(loss, plain, rtol=1e-12)
-    known = np.flatnonzero((LABELS >= 0) & (batch['weights'] > 0))
+    # A review counts 1 in what is shown.
+    np.testing.assert_allclose(
+        loss, _loss(batch, z, config.label_smoothing), rtol=1e-12)
+    assert weights is None or abs(loss - plain) > 0.05
+    known = np.flatnonzero(_known(batch) & (np.asarray(batch['weights']) > 0))
     assert labelled == len(known) == 5
-    assert correct == ((z > 0) == (LABELS > 0.5))[known].sum()
+    right = (z > 0) == (labels > 0.5) if classes == 2 else z.argmax(axis=1) == (
+        _targets(batch, 4).argmax(axis=1))
+    assert correct == right[known].sum()
     # What is added makes each worse, and no term is small.
-    assert worse > 1.5 * loss and min(entropy, moved) > 0.02
+    assert worse > 1.5 * plain and min(entropy, moved) > 0.02
     rng = np.random.default_rng(2)
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
       direction = rng.normal(size=g.shape)

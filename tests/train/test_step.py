@@ -1,5 +1,6 @@
 """The train step: golden numbers, exact sums, devices, no second compile."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,6 +11,7 @@ import pytest
 
 from flax_imdb.cluster import devices
 from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.data import classes
 from flax_imdb.data.batches import TrainBatches, pad
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
@@ -179,6 +181,40 @@ def test_two_devices_equal_one_in_every_term_of_the_loss():
   assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(gradient))
   jax.tree.map(
       lambda a, g, b: np.testing.assert_allclose(a - b, g / 7, atol=1e-5),
+      before.params, gradient, devices.to_host(state.params))
+
+
+def test_two_devices_equal_one_with_class_weights_of_four_classes():
+  """What is minimised is the sum of weighted losses over the reviews' number.
+
+  So over an epoch each class counts as much, whatever shares a batch.
+  """
+  config = _config(**{'optimizer': 'sgd', 'schedule': 'constant',
+                      'warmup_epochs': 0, 'clip_norm': 0, 'learning_rate': 1,
+                      'model.word_dropout': 0, 'model.pooled_dropout': 0})
+  labels = np.array([0, 0, 0, 2, 3, 0, 1, 1, 0, 0, 2, 0, 0], np.int16)
+  reviews = dataclasses.replace(_reviews(13), labels=labels)
+  weights = classes.weights('balanced', labels, 4)
+  model = classifier.build_model(config, 4)
+  optimizer = build_optimizer(config, 2)
+  before = devices.to_host(init_state(config, model, optimizer))
+  before.params['embed']['embedding'] *= 20
+  batch = pad(reviews, np.arange(5), 8, Reading(12))
+
+  def losses(params):
+    z = model.apply({'params': params}, batch['ids'][:5], batch['lengths'][:5])
+    found = jax.nn.logsumexp(z, axis=1) - z[np.arange(5), labels[:5]]
+    return (found * weights[labels[:5]]).mean(), found
+  (_, found), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(
+      before.params)
+  step = make_train_step(config, model, optimizer, 2, class_weights=weights)
+  state, sums = step(devices.replicate(before), devices.shard(batch))
+  sums = devices.to_host(sums)
+  assert sums.weight == 5  # and what is shown is of reviews, each counted once
+  np.testing.assert_allclose(sums.loss, found.sum(), rtol=1e-5)
+  assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(gradient))
+  jax.tree.map(
+      lambda a, g, b: np.testing.assert_allclose(a - g, b, atol=1e-5),
       before.params, gradient, devices.to_host(state.params))
 
 

@@ -36,7 +36,8 @@ def test_patience_0_never_stops():
 
 
 @pytest.mark.parametrize(('monitor', 'score'), [
-    ('loss', -0.25), ('accuracy', 0.5)])
+    ('loss', -0.25), ('accuracy', 0.5), ('macro_f1', 0.4)])
 def test_the_better_the_monitored_figure_the_larger_the_score(monitor, score):
-  validation = {'loss': 0.25, 'accuracy': 0.5, 'n': 4}
+  validation = {
+      'loss': 0.25, 'accuracy': 0.5, 'macro_f1': 0.4, 'n': 4}
   assert stopping.score(ConfigDict({'monitor': monitor}), validation) == score
