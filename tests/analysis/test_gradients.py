@@ -26,6 +26,26 @@ def _model(**model):
   return built, drawn_params(built)
 
 
+def test_of_several_classes_it_is_that_of_the_predicted_one():
+  two, _ = _model()
+  model = two.clone(class_count=3)
+  params = drawn_params(model)
+  ids = np.random.default_rng(0).integers(4, 50, (6, 9)).astype(np.int32)
+  batch = {'ids': ids, 'lengths': np.full(6, 9, np.int32)}
+  params['embed']['embedding'] *= 20
+  predicted = np.argmax(model.apply({'params': params}, **batch), axis=1)
+  assert len({*predicted.tolist()}) > 1
+  got = gradients.gradient_norms(model, params, batch)
+  for k in {*predicted.tolist()}:
+    alone = params | {'logit': {
+        'kernel': params['logit']['kernel'][:, k:k + 1],
+        'bias': params['logit']['bias'][k:k + 1]}}
+    want = gradients.gradient_norms(two, alone, batch)
+    for place, norms in got.items():
+      np.testing.assert_allclose(norms[:, predicted == k],
+                                 want[place][:, predicted == k], rtol=1e-4)
+
+
 @pytest.mark.parametrize('cell', ['lstm', 'simple_rnn'])
 def test_norms_equal_the_product_of_jacobians(cell):
   """Walks back by hand, with the Jacobian of one step after the other."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flax_imdb.config import load_config
-from flax_imdb.data import ngrams
+from flax_imdb.data import linear, ngrams
 from flax_imdb.data.reviews import Reviews, joined
 from flax_imdb.errors import UserError
 
@@ -146,6 +146,22 @@ def test_of_several_classes_the_linear_model_has_a_logit_each(tmp_path):
   for count in (2, 4):
     with pytest.raises(UserError, match='for each n-gram and class'):
       ngrams.load(tmp_path / 'ngrams.npz', config, count)
+
+
+def test_the_linear_model_counts_reviews_as_the_loss_does(monkeypatch):
+  given = []
+  fit = linear.fit
+  monkeypatch.setattr(linear, 'fit', lambda *args: (
+      given.append(args[3]), fit(*args))[1])
+  reviews = _reviews()
+  reviews.labels[:20] = 0
+  config = _config(LINEAR)
+  ngrams.fit(config, reviews)
+  config.class_weights = 'balanced'
+  ngrams.fit(config, reviews)
+  weights = 60 / (2 * np.bincount(reviews.labels))
+  assert given[0] is None and weights[1] > weights[0]
+  np.testing.assert_allclose(given[1], weights[reviews.labels])
 
 
 @pytest.mark.parametrize('most', ['_MOST_FEATURES', '_MOST_COUNTS'])

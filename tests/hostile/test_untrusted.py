@@ -209,7 +209,7 @@ def reviews(**changed):
   f = io.BytesIO()
   np.savez(f, **{
       'ids': np.array([1, 4, 1, 5, 2], np.uint16),
-      'offsets': np.array([0, 2, 5]), 'labels': np.array([0, 1], np.int8),
+      'offsets': np.array([0, 2, 5]), 'labels': np.array([0, 1], np.int16),
       **changed})
   return f.getvalue()
 
@@ -224,8 +224,8 @@ CACHE = {
     'offsets before the start': reviews(offsets=np.array([-1, 2, 5])),
     'an empty review': reviews(offsets=np.array([0, 0, 5])),
     'fractional offsets': reviews(offsets=np.array([0, 2, 5.0])),
-    'a label too many': reviews(labels=np.array([0, 1, 1], np.int8)),
-    'another label': reviews(labels=np.array([0, 2], np.int8)),
+    'a label too many': reviews(labels=np.array([0, 1, 1], np.int16)),
+    'another label': reviews(labels=np.array([0, 2], np.int16)),
     'wide labels': reviews(labels=np.array([0, 1])),
     'no labels': zipped(ids=npy((0,), descr='<u2'), offsets=npy((0,))),
     'a packed file': zipped(**{

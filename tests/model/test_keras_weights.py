@@ -18,6 +18,7 @@ import pytest
 from support.command import TINY, finished, run_here
 from support.models import drawn_params
 
+from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices
 from flax_imdb.config import load_config
 from flax_imdb.errors import UserError
@@ -177,6 +178,21 @@ def test_damaged_and_foreign_files_are_refused_and_nothing_is_unpickled(
   with pytest.raises(UserError, match='cannot be read'):
     keras_weights.read_weights(tmp_path / 'missing.npz')
   assert not (tmp_path / 'boom').exists()
+
+
+def test_the_last_layer_has_an_output_for_each_of_several_classes(tmp_path):
+  *others, _, _ = _weights()
+  weights = [*others, np.ones((D, 4), 'f4'), np.arange(4, dtype='f4')]
+  model = classifier.build_model(load_config('configs/notebook.py'), 4).clone(
+      vocab_size=V, embedding_dim=E, width=H, hidden_dim=D)
+  params = keras_weights.from_keras(weights)
+  check_shapes('it', classifier.param_shapes(model), params)
+  keras_weights.write_weights(tmp_path / 'w.npz', params)
+  again = keras_weights.to_keras(keras_weights.read_weights(tmp_path / 'w.npz'))
+  for a, b in zip(weights, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  with pytest.raises(UserError, match=r'logit/bias has shape \[3\] instead'):
+    keras_weights.from_keras([*weights[:-1], np.ones(3, 'f4')])
 
 
 def test_another_architecture_has_no_place_in_keras():

@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_one_line(field, value, message, pretrained):
     'model.inputs=words+bigrams', 'model.members=2', 'show_examples=4',
     'label_smoothing=0.1', 'adversarial_norm=0.3',
     'virtual_adversarial_norm=1.0', 'entropy_weight=1.0',
-    'self_training_rounds=1'])
+    'self_training_rounds=1', 'class_weights=balanced'])
 def test_what_is_of_labels_is_refused_in_one_line(flag, tmp_path):
   process = run_here(*FLAGS, f'--config.{flag}', f'--workdir={tmp_path}/run')
   field = flag.partition('=')[0]
@@ -331,6 +331,11 @@ def test_all_that_is_to_be_left_out_is_named_at_once(tmp_path):
   assert process.stderr.endswith(
       'alone: give --config.model.inputs=words --config.adversarial_norm=0.0 '
       'as well\n')
+
+
+def test_words_have_no_classes_to_monitor():
+  with pytest.raises(UserError, match=r'give --config\.early_stopping\.moni'):
+    _config(**{'early_stopping.monitor': 'macro_f1'})
 
 
 def test_layers_on_both_directions_would_read_the_word():

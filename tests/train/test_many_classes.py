@@ -150,6 +150,19 @@ def test_other_classes_are_another_run(trained, prepared, tmp_path):
   assert 'was made with other classes (4 there, 4 now' in process.stderr
 
 
+def test_a_teacher_of_other_classes_is_refused(trained, tmp_path):
+  teacher = tmp_path / 'teacher'
+  shutil.copytree(trained[0], teacher)
+  (teacher / 'labels.json').write_text('["a", "b", "c", "d"]')
+  process = run_here(
+      *FLAGS, '--config.data.unlabelled_split=test[:40]',
+      '--config.self_training_rounds=1', f'--config.teachers={teacher}',
+      f'--workdir={tmp_path}/run')
+  assert process.returncode == 2
+  assert 'knows other classes than this run' in process.stderr
+  assert not (tmp_path / 'run' / 'pseudo_labels.npz').exists()
+
+
 def test_a_model_of_fewer_classes_has_no_place_for_it(trained, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(trained[0], workdir)
