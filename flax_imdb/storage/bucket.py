@@ -11,6 +11,7 @@ import errno
 import fnmatch
 import functools
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -145,7 +146,8 @@ def opened(path: Any) -> Iterator[tuple[BinaryIO | None, int | None]]:
     yield None, None
   else:
     with path.open('rb') as f:
-      yield f, status.length
+      # Whose lines can be read up to a length, which gcsfs' can't.
+      yield io.BufferedReader(f), status.length
 
 
 @contextlib.contextmanager
