@@ -42,7 +42,7 @@ class FlaxImdb:
     self._train_step = make_train_step(config, model, optimizer, 1)
     config.data.bucket_width = bucket_width(recipe, mode)
     self._logits = evaluate.make_logits(
-        config, evaluate.make_forward(model), NONE)
+        config, evaluate.make_forward(model), NONE.annotate)
 
   def step(self, batch: Batch) -> None:
     self._state, self._sums = self._train_step(

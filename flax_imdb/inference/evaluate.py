@@ -12,7 +12,6 @@ from scipy import special
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.data.batches import eval_batches
-from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.reading import Batch, Reading, Share
 from flax_imdb.data.reviews import Reviews, data_sha256, load_splits
 from flax_imdb.inference import confusion
@@ -48,26 +47,27 @@ def forward_of(restored: run.Run) -> Callable:
 
 
 def make_logits(
-    config: ConfigDict, forward: Callable, ngrams: Ngrams) -> Logits:
+    config: ConfigDict, forward: Callable,
+    annotate: Callable[[Reviews], Reviews]) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
   Of C > 2 classes [n, C]. `forward` is what `make_forward` returned. `params`
-  are replicated; reviews need no features, `ngrams` gives them. Each review
-  goes through the model once; its logits do not depend on the number of
-  devices, nor, as long as padding is masked, on its batch. Each process works
-  on its own rows, and all get all logits.
+  are replicated; reviews need no features, `annotate`, that of `Ngrams`, gives
+  them. Each review goes through the model once; its logits do not depend on the
+  number of devices, nor, as long as padding is masked, on its batch. Each
+  process works on its own rows, and all get all logits.
   """
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
-  annotate = functools.lru_cache(maxsize=1)(ngrams.annotate)  # each epoch's
   share = Share(*devices.share())
   own_rows = len(range(batch_size)[share.rows(batch_size)])
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
     computed: list[Any] = []
-    for rows, batch in eval_batches(
-        annotate(reviews), batch_size, reading, share):
+    if not reviews.features and reviews.linear is None:
+      reviews = annotate(reviews)
+    for rows, batch in eval_batches(reviews, batch_size, reading, share):
       processes.report_alive('evaluate')
       computed.append(forward(params, devices.shard(inputs(batch))))
       if places:  # waits for the batch before: the devices work on this one
@@ -149,8 +149,8 @@ def evaluate_run(workdir: str, which: str | None, split: str,
       'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = make_logits(
-      restored.config, compiled.wrap(forward_of(restored)), restored.ngrams)(
-          restored.params, reviews)
+      restored.config, compiled.wrap(forward_of(restored)),
+      restored.ngrams.annotate)(restored.params, reviews)
   announce(f'step {restored.step}{compiled.take()}')
   announce(score_text(split, score(logits, reviews.labels)))
   if len(restored.labels) > 2:

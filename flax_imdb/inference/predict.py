@@ -33,7 +33,7 @@ def predict_run(workdir: str, which: str | None, texts: Sequence[str],
   """
   found = run.restore(workdir, which)
   logits = evaluate.make_logits(
-      found.config, evaluate.forward_of(found), found.ngrams)
+      found.config, evaluate.forward_of(found), found.ngrams.annotate)
   for part in _parts(texts):
     for prediction in predict(
         logits, found.params, found.tokenizer, part, found.labels,

@@ -245,8 +245,15 @@ def _finish(task: Task, training: _Training,
       training.checkpoints, choose, config, task.model)
   outputs: dict[str, Any] = {}
   scores: dict[str, dict[str, Any]] = {}
-  tables: list[str] = []
-  for name, split in task.splits.items():
+  # Of training that of its last epoch: to evaluate it again takes long.
+  metrics = devices.to_host(training.state.metrics)
+  if metrics.weight:
+    scores['train'] = metrics.means()
+  linear, tables = {}, []
+  for name in ('validation', 'test'):
+    if not (split := task.splits.get(name)):
+      continue
+    split = task.annotate(split)
     outputs[name] = task.outputs(params, split)
     scores[name] = _score(task, outputs[name], split)
     if config.objective == 'label':
@@ -254,6 +261,8 @@ def _finish(task: Task, training: _Training,
       scores[name] |= confusion.summary(matrix, task.labels)
       if name == 'test' and len(task.labels) > 2:
         tables.append(confusion.table(matrix, task.labels))
+    if split.linear is not None:
+      linear[name] = evaluate.score(split.linear, split.labels)
     stop.leave_if_asked(step, task.steps_total)
   calibrated, temperature = {}, 1.0
   if 'validation' in outputs and config.objective == 'label':
@@ -267,7 +276,8 @@ def _finish(task: Task, training: _Training,
       'config': config.to_dict(), 'step': step, 'steps_total': task.steps_total,
       'best_step': best, 'evaluated_step': evaluated,
       'stopped_epoch': epoch if training.progress.stopped else None, **scores,
-      **calibrated, 'seconds': round(training.progress.seconds, 3),
+      **({'linear': linear} if linear else {}), **calibrated,
+      'seconds': round(training.progress.seconds, 3),
       'parameters': classifier.parameter_count(trained),
       'params_sha256': classifier.params_sha256(trained)}
   processes.report_alive('save')
@@ -276,7 +286,10 @@ def _finish(task: Task, training: _Training,
   run.write_summary(task.workdir, summary)
   what = 'reviews' if config.objective == 'label' else 'words'
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
-               *(evaluate.score_text(*item, what) for item in scores.items()),
+               *(evaluate.score_text(name, scores[name], what)
+                 for name in outputs),
+               *(f'the linear model alone, on {evaluate.score_text(*item)}'
+                 for item in linear.items()),
                *tables,
                *map(calibration.text, calibrated.values()),
                *_examples(task, params, temperature)):

@@ -112,7 +112,7 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
   compiled = CompileClock(lambda: processes.report_alive('compile'))
   logits = evaluate.make_logits(
       found.config, compiled.wrap(evaluate.forward_of(found)),
-      found.ngrams)(found.params, unlabelled)
+      found.ngrams.annotate)(found.params, unlabelled)
   share = np.bincount(evaluate.predicted(logits), minlength=len(found.labels)
                       ) / len(logits)
   most = int(share.argmax()) if len(share) > 2 else 1

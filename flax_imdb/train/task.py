@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -50,6 +51,7 @@ class Task:
   optimizer: Any
   train_step: Callable[[TrainState, dict], tuple[TrainState, Metrics]]
   forward: Callable[[Any, dict], Any]  # that of evaluation
+  annotate: Callable[[Reviews], Reviews]  # `Ngrams.annotate`, of the last kept
   outputs: evaluate.Logits  # or what `language_model.make_sums` returns
   compiled: CompileClock
 
@@ -104,14 +106,15 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
       (language_model if words else evaluate).make_forward(model))
   class_weights = classes.weights(
       config.class_weights, train_reviews.labels, len(labels))
+  annotate = functools.lru_cache(maxsize=1)(known.annotate)  # each epoch's
   outputs = (language_model.make_sums(config, forward) if words else
-             evaluate.make_logits(config, forward, known))
+             evaluate.make_logits(config, forward, annotate))
   return Task(
       config, workdir, terminal, tokenizer, splits, batches, model, labels,
       optimizer, compiled.wrap(make_train_step(
           config, model, optimizer, batches.steps_per_epoch,
           class_weights=class_weights)),
-      forward, outputs, compiled)
+      forward, annotate, outputs, compiled)
 
 
 def _labels(config: ConfigDict, workdir: str,

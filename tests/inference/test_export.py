@@ -149,7 +149,7 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
        'inputs': ['ids', 'lengths'],
        'reading': dataclasses.asdict(Reading.of(config.data))}))
   logits = evaluate.make_logits(
-      config, evaluate.make_forward(model), NONE)
+      config, evaluate.make_forward(model), NONE.annotate)
   texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
   want = predict.predict(
       logits, devices.replicate(params), tokenizer, texts, LABELS)

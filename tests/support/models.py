@@ -49,7 +49,8 @@ def tiny_model(class_count=2, **fields):
 
 def logits_of(config, model):
   """`evaluate.make_logits` without n-grams."""
-  return evaluate.make_logits(config, evaluate.make_forward(model), NONE)
+  return evaluate.make_logits(
+      config, evaluate.make_forward(model), NONE.annotate)
 
 
 def one_by_one(model, params, reviews, max_length):

@@ -17,8 +17,14 @@ from flax_imdb import environment, main
 from flax_imdb.checkpoint import run
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.cluster import devices, preemption
-from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.config import (
+  check_fields,
+  load_config,
+  override,
+  read_config,
+)
 from flax_imdb.data.batches import TrainBatches
+from flax_imdb.data.reviews import load_splits
 from flax_imdb.inference import evaluate
 from flax_imdb.model.classifier import params_sha256
 from flax_imdb.terminal import Rate, Terminal
@@ -116,13 +122,32 @@ def test_the_monitor_chooses_the_weights_that_are_evaluated(
                       'early_stopping.restore_best': restore_best})
   summary = loop.train(config, str(tmp_path), _Terminal())
   assert summary['best_step'] == best
-  first, second, _, validation, _ = true
+  first, second, validation, _ = true
   assert first['loss'] != pytest.approx(second['loss'], rel=1e-6)
   want = first if evaluated == 7 else second
   assert summary['validation'].items() >= validation.items()
   assert validation['loss'] == pytest.approx(want['loss'], rel=1e-7)
   assert [summary[s]['n'] for s in ('train', 'validation', 'test')] == [
       99, 11, 45]
+  # Of the training split what its last epoch measured, not a second pass.
+  assert summary['train'] == _lines(tmp_path)[-1]['train']
+
+
+def test_a_linear_model_of_the_same_reviews_stands_beside(
+    trained_on_every_input):
+  workdir, output = trained_on_every_input
+  config = read_config(workdir / 'config.json')
+  found = run.restore(str(workdir), None)
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert set(summary['linear']) == {'validation', 'test'}
+  for name, reviews in load_splits(
+      config, found.tokenizer, print, ['validation', 'test']).items():
+    logits = found.ngrams.annotate(reviews).linear
+    want = {'n': len(reviews), 'accuracy': pytest.approx(
+        ((logits > 0) == reviews.labels).mean())}
+    assert summary['linear'][name].items() >= want.items()
+  line = evaluate.score_text('test', summary['linear']['test'])
+  assert f'the linear model alone, on {line}' in output.splitlines()
 
 
 def test_a_line_is_written_before_its_checkpoint(tmp_path, monkeypatch):
@@ -189,7 +214,7 @@ def test_a_signal_saves_no_step_that_is_not_finite(tmp_path, monkeypatch):
     assert checkpoints.steps() == [7]
 
 
-@pytest.mark.parametrize('evaluation', [2, 3, 5])  # of an epoch; of the end
+@pytest.mark.parametrize('evaluation', [3, 4])  # of an epoch; of the end
 def test_a_signal_while_it_evaluates_is_seen(evaluation, tmp_path, monkeypatch):
   score, calls = evaluate.score, []
   def signalled(logits, labels):
@@ -256,7 +281,8 @@ def test_the_host_waits_for_steps_past_and_says_where_it_is(
     assert text.startswith(f'epoch 1  step {step}/7  loss 0.')
     assert 'accuracy' in text and text.endswith('reviews/s')
   # Sums of steps 2 and 4, then of the whole epoch; a batch of 3 may be there.
-  assert [round(x, -1) for x in waited] in ([30, 60, 100], [20, 50, 100])
+  assert [round(x, -1) for x in waited] in (
+      [30, 60, 100, 100], [20, 50, 100, 100])  # and once for the summary
 
 
 @pytest.mark.parametrize(('step', 'epoch'), [
@@ -304,7 +330,8 @@ def test_an_epoch_of_two_passes_trains_twice_with_each_review(
   assert '28 steps, 14 an epoch of 2 passes over 99 reviews;' in printed
   assert [(line['epoch'], line['step'], line['train']['n'])
           for line in _lines(whole)] == [(1, 14, 198), (2, 28, 198)]
-  assert json.loads((whole / 'summary.json').read_text())['train']['n'] == 99
+  assert json.loads((whole / 'summary.json').read_text())['train'] == (
+      _lines(whole)[-1]['train'])
 
 
 @pytest.mark.parametrize('at', ['epoch 1/2', 'first step done'])
@@ -345,7 +372,7 @@ def test_what_a_run_reads_is_read_again_where_it_is_evaluated(
     trained_on_every_input):
   whole, printed = trained_on_every_input
   assert 'pairs to embed' in printed and 'grouped 110 reviews' in printed
-  for split in ('train', 'validation', 'test'):
+  for split in ('validation', 'test'):
     line = finished(run_here(
         '--mode=eval', f'--workdir={whole}', f'--split={split}')).splitlines()
     assert line[-1] in printed.splitlines()

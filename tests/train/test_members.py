@@ -88,7 +88,7 @@ def test_what_they_predict_is_the_mean(together):
   params = state.eval_params()
   def logits(model, params):
     return evaluate.make_logits(
-        config, evaluate.make_forward(model), known)(
+        config, evaluate.make_forward(model), known.annotate)(
             devices.replicate(params), _reviews())
   single = model.clone(members=1)
   want = [logits(single, jax.tree.map(lambda x, i=i: x[i], params))
