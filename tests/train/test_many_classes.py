@@ -15,6 +15,7 @@ from flax_imdb.config import read_config
 from flax_imdb.data import reviews, sources
 from flax_imdb.data.tokenizer import load_tokenizer
 from flax_imdb.errors import UserError
+from flax_imdb.train import task
 
 FLAGS = (*EVERY_INPUT, '--config.data.name=topics',
          '--config.schedule=constant', '--config.data.test_split=test')
@@ -122,7 +123,11 @@ def test_it_resumes_to_the_same_bits(trained, tmp_path):
       trained[0] / 'metrics.jsonl').read_bytes()
 
 
-def test_every_term_of_the_loss_and_a_teacher(tmp_path):
+def test_every_term_of_the_loss_and_a_teacher(tmp_path, monkeypatch):
+  given_weights, make = [], task.make_train_step
+  monkeypatch.setattr(task, 'make_train_step', lambda *args, class_weights: (
+      given_weights.append(class_weights),
+      make(*args, class_weights=class_weights))[1])
   output = finished(run_here(
       *FLAGS, '--config.num_epochs=1', '--config.model.members=2',
       '--config.data.unlabelled_split=test[:40]',
@@ -139,6 +144,10 @@ def test_every_term_of_the_loss_and_a_teacher(tmp_path):
   _, labels = sources.read_texts(data_sets.of('topics'), 'test[:40]')
   assert (given.argmax(axis=1) == labels).mean() > 0.6
   assert _summary(tmp_path)['train']['n'] == 99
+  # The teacher's and the student's; the first class has the most reviews.
+  assert len(given_weights) == 2
+  assert all(w.shape == (4,) and w[0] == w.min() < 1 < w.max()
+             for w in given_weights)
 
 
 def test_other_classes_are_another_run(trained, prepared, tmp_path):
