@@ -67,7 +67,8 @@ def get_config() -> ConfigDict:
   config.data.train_file = ''  # of files: a path or a pattern of many
   config.data.validation_file = ''  # the same; '' = validation_fraction
   config.data.test_file = ''  # the same; '' = test_fraction
-  config.data.test_fraction = 0.1  # of train_file's rows, by a hash of the text
+  # Held out by a hash of the text, but no more than some 25,000.
+  config.data.test_fraction = 0.1  # of train_file's rows, without test_file
   config.data.text_field = ''  # feature or column; 'a+b' joins two; '' = found
   config.data.label_field = ''  # feature or column; '' = found
   config.data.train_split = 'train'  # tfds split; 'train[:1000]' for a try
@@ -75,7 +76,8 @@ def get_config() -> ConfigDict:
   config.data.unlabelled_split = ''  # to learn from, too: 'unsupervised'
   config.data.validation_split = ''  # tfds split; '' = validation_fraction
   config.data.validation_fraction = 0.1  # of the training split; or 0
-  # rows: the last; text: by a hash, so that equal texts are on one side
+  # rows: the last; text: by a hash, so that equal texts are on one side, and no
+  # more than some 25,000
   config.data.validation_by = 'groups'  # that share names; or one of these
   config.data.vocab_size = 30_000  # token ids: 4 special ones, then words
   config.data.punctuation = True  # ! ? . , ; : ( ) " * are words, too

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from flax_imdb.cluster import processes
 from flax_imdb.config import validation_split
-from flax_imdb.data import groups, sources
+from flax_imdb.data import groups, sources, texts
 from flax_imdb.data.encoding import Encoded, Part, encode_split, read_parts
 from flax_imdb.data.tokenizer import (
   VERSION,
@@ -218,10 +218,10 @@ def _validating(data: ConfigDict, fingerprint: str,
   fraction = data.validation_fraction
   if not fraction or validation_split(data):
     return _none_validates
-  if data.validation_by == 'text':
-    least = np.uint64(int(fraction * 2**64))
-    return lambda start, part: part.hashes < least
   n = sources.count_texts(data, data.train_split)
+  if data.validation_by == 'text':
+    least = texts.share(fraction, n)
+    return lambda start, part: part.hashes < least
   if data.validation_by == 'rows':
     chosen = np.arange(n) >= n - round(n * fraction)
   else:
@@ -247,8 +247,8 @@ def _groups(data: ConfigDict, fingerprint: str, n: int,
   validates = _cached(path, checked, announce)
   if validates is None:
     start = time.perf_counter()
-    texts, _ = sources.read_texts(data, data.train_split)
-    validates = groups.validation_rows(texts, data.validation_fraction)
+    found, _ = sources.read_texts(data, data.train_split)
+    validates = groups.validation_rows(found, data.validation_fraction)
     npz.write_arrays(path, validates=validates.astype(np.uint8))
     announce(f'grouped {n:,} reviews by the names in them in '
              f'{time.perf_counter() - start:.1f} s')

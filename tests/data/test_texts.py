@@ -239,6 +239,19 @@ def test_validation_by_text_is_a_share_of_its_own():
   assert {name: len(split) for name, split in again.items()} == sizes
 
 
+def test_of_many_texts_a_smaller_share_is_held_out(monkeypatch):
+  monkeypatch.setattr(texts, 'MOST_HELD_OUT', 20)
+  rows = [(f'text {i}', 'ab'[i % 2]) for i in range(1_000)]
+  pathlib.Path('a.csv').write_bytes(table(rows))
+  config = data_sets.config_of(of('a.csv'))
+  tokenizer = training_tokenizer(config, lambda line: None)
+  sizes = {name: len(split) for name, split in load_splits(
+      config, tokenizer, lambda line: None).items()}
+  # Binomial: 20 and a deviation of 4.4, of which five are not left.
+  assert 0 < sizes['test'] < 42 and 0 < sizes['validation'] < 42
+  assert sum(sizes.values()) == 1_000
+
+
 def test_any_set_is_divided_by_text_and_equal_texts_stay_together(monkeypatch):
   config = data_sets.config_of(data_sets.of('grammar_reviews'))
   config.data.validation_by = 'text'
