@@ -148,7 +148,9 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
         args.workdir, args.step, predict.read_reviews(args.words, args.input),
         args.json)
   elif args.mode == 'report':
-    from flax_imdb.analysis import gradients
+    from flax_imdb.analysis import baseline, gradients
+    for workdir in [args.workdir, *args.words]:
+      baseline.compare(workdir, announce)
     gradients.report([args.workdir, *args.words], announce)
   elif args.mode == 'export':
     from flax_imdb.inference import export

@@ -90,6 +90,7 @@ def test_report_compares_two_runs(tmp_path):
   output = finished(run_here(
       '--mode=report', f'--workdir={tmp_path}/lstm', f'{tmp_path}/simple_rnn'))
   assert 'lstm: gradients at 40 lags of 30 reviews' in output
+  assert output.count('logistic regression on the tf-idf of words: acc') == 2
   folder = tmp_path / 'lstm' / 'report'
   image = (folder / 'gradient.png').read_bytes()
   assert image[:8] == b'\x89PNG\r\n\x1a\n'

@@ -1,0 +1,78 @@
+"""What a linear model makes of the same reviews: what an LSTM must beat.
+
+If the run has learned one of n-grams, it is that; else logistic regression on
+the tf-idf of words, by scikit-learn.
+"""
+
+from collections.abc import Callable
+import json
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from flax_imdb.checkpoint import run
+from flax_imdb.config import validates
+from flax_imdb.data.reviews import Reviews, load_splits
+from flax_imdb.inference.evaluate import score
+from flax_imdb.storage import files
+
+_MOST_REVIEWS = 200_000  # to learn from; the first of more
+_STEPS = 1000  # of L-BFGS at most
+
+
+def compare(workdir: str, announce: Callable[[str], None]) -> None:
+  """Writes report/baseline.json: the scores on test and validation, by name.
+
+  `announce` is told the accuracy on test, or that scikit-learn is missing, of a
+  run that needs it, which is no error. Raises UserError as `run.restore`,
+  `load_splits` and `files.write`.
+  """
+  restored = run.restore(workdir, None)
+  config = restored.config
+  names = ['test', *(['validation'] if validates(config.data) else [])]
+  learned = len(restored.ngrams.weights) > 0
+  splits = load_splits(
+      config, restored.tokenizer, announce,
+      names if learned else ['train', *names], len(restored.labels))
+  if learned:
+    model = 'the linear model of n-grams, which is a part of this one'
+    scores = {name: score(logits, splits[name].labels) for name in names
+              if (logits := restored.ngrams.annotate(
+                  splits[name]).linear) is not None}
+  else:
+    model = 'logistic regression on the tf-idf of words'
+    try:
+      scores = _fitted(splits, names, config.data.vocab_size)
+    except ImportError:
+      announce('the linear baseline needs scikit-learn: pip install '
+               'scikit-learn')
+      return
+  path = files.as_path(workdir) / 'report' / 'baseline.json'
+  files.write(path, json.dumps({'model': model, **scores}, indent=2) + '\n')
+  announce(f'{model}: accuracy {scores["test"]["accuracy"]:.4f} on test')
+
+
+def _fitted(splits: dict[str, Reviews], names: list[str],
+            vocab_size: int) -> dict[str, Any]:
+  """The scores of a model that is fitted to the training split."""
+  from sklearn.feature_extraction.text import TfidfTransformer
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+  train = splits['train'][:_MOST_REVIEWS]
+  fitted = make_pipeline(
+      TfidfTransformer(sublinear_tf=True),
+      LogisticRegression(C=3, max_iter=_STEPS)).fit(
+          _counts(train, vocab_size), train.labels)
+  return {name: score(
+      np.asarray(fitted.decision_function(_counts(splits[name], vocab_size))),
+      splits[name].labels) for name in names}
+
+
+def _counts(reviews: Reviews, vocab_size: int) -> sparse.csr_matrix:
+  """float64 [n, vocab_size], how often each id is in each review."""
+  matrix = sparse.csr_matrix(
+      (np.ones(len(reviews.ids)), reviews.ids.astype(np.int64),
+       reviews.offsets), (len(reviews), vocab_size))
+  matrix.sum_duplicates()
+  return matrix

@@ -1,0 +1,61 @@
+"""The linear model beside a run: which it is, and that it is no constant."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from flax_imdb.analysis import baseline
+from flax_imdb.checkpoint import run
+from flax_imdb.data.reviews import load_splits
+
+
+def test_of_words_it_is_fitted_to_the_training_reviews(
+    trained, monkeypatch):
+  sklearn_text = pytest.importorskip('sklearn.feature_extraction.text')
+  from sklearn.linear_model import LogisticRegression
+  workdir, _ = trained
+  found = {}
+  monkeypatch.setattr(baseline.files, 'write', lambda path, content: (
+      found.update({path.name: json.loads(content)})))
+  said = []
+  baseline.compare(str(workdir), said.append)
+  restored = run.restore(str(workdir), None)
+  splits = load_splits(restored.config, restored.tokenizer, print)
+  def texts(split):
+    return [' '.join(f'w{i}' for i in split.ids[a:b]) for a, b in zip(
+        split.offsets[:-1], split.offsets[1:], strict=True)]
+  # The same from texts, by scikit-learn's own reading.
+  vectorizer = sklearn_text.TfidfVectorizer(
+      token_pattern=r'\S+', sublinear_tf=True)
+  model = LogisticRegression(C=3, max_iter=1000).fit(
+      vectorizer.fit_transform(texts(splits['train'])), splits['train'].labels)
+  for name in 'validation', 'test':
+    logits = model.decision_function(vectorizer.transform(texts(splits[name])))
+    want = np.mean((logits > 0) == splits[name].labels)
+    got = found['baseline.json'][name]['accuracy']
+    # A word that the training split lacks has a weight there, and none here.
+    assert got == pytest.approx(want, abs=0.05)
+  accuracy = found['baseline.json']['test']['accuracy']
+  assert said[-1].endswith(f'accuracy {accuracy:.4f} on test')
+
+
+def test_of_a_run_with_a_linear_model_it_is_that(
+    trained_on_every_input, monkeypatch):
+  workdir, _ = trained_on_every_input
+  found = {}
+  monkeypatch.setattr(baseline.files, 'write', lambda path, content: (
+      found.update(json.loads(content))))
+  baseline.compare(str(workdir), lambda line: None)
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert {k: found[k] for k in ('validation', 'test')} == summary['linear']
+
+
+def test_without_scikit_learn_a_line_says_so(trained, monkeypatch):
+  workdir, _ = trained
+  monkeypatch.setitem(sys.modules, 'sklearn.pipeline', None)
+  said = []
+  baseline.compare(str(workdir), said.append)
+  assert said == ['the linear baseline needs scikit-learn: pip install '
+                  'scikit-learn']
