@@ -1,0 +1,70 @@
+"""The package from Python, in processes of its own, as a program uses it."""
+
+import json
+import subprocess
+import sys
+
+from support.command import ROOT, TINY, environ, finished, run_here
+
+
+def _python(program, cwd, *arguments):
+  return subprocess.run(
+      [sys.executable, '-W', 'error::DeprecationWarning', '-c', program,
+       *arguments], cwd=cwd, env=environ(PYTHONPATH=str(ROOT)),
+      capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_importing_it_starts_nothing(tmp_path):
+  process = _python(
+      'import sys, flax_imdb\n'
+      'heavy = {"jax", "numpy", "flax", "ml_collections"} & {*sys.modules}\n'
+      'assert not heavy, heavy; print(flax_imdb.__version__)', tmp_path)
+  assert process.returncode == 0, process.stderr
+
+
+def test_a_run_is_trained_and_opened(tmp_path):
+  """From another directory, with the same bits as the command's."""
+  fields = [flag.removeprefix('--config.').split('=') for flag in TINY[1:]]
+  program = f'''
+import json, flax_imdb
+from flax_imdb.config import override
+config = flax_imdb.load_config('configs/quickstart.py')
+for field, value in {fields}:
+  override(config, field, value)
+summary = flax_imdb.train(config, 'mine', quiet=True)
+run = flax_imdb.load('mine')
+print(json.dumps([summary['params_sha256'], summary['test'], run.step,
+                  run.labels, run.evaluate(), run.predict(['A good film.', ''])
+                  ]))
+'''
+  process = _python(program, tmp_path)
+  assert process.returncode == 0, process.stderr
+  assert process.stderr == ''
+  sha256, test, step, labels, evaluated, predictions = json.loads(
+      process.stdout)
+  finished(run_here(*TINY, f'--workdir={tmp_path}/command'))
+  summary = json.loads((tmp_path / 'command' / 'summary.json').read_text())
+  assert sha256 == summary['params_sha256'] and test == summary['test']
+  assert step == summary['evaluated_step']
+  assert test.items() >= evaluated.items() and evaluated['n'] == 45
+  assert labels == ['negative', 'positive']
+  lines = finished(run_here(
+      '--mode=predict', '--json', f'--workdir={tmp_path}/command',
+      stdin=b'A good film.\n\n')).splitlines()
+  assert predictions == [json.loads(line) for line in lines]
+
+
+def test_a_setting_that_comes_too_late_is_told(trained, tmp_path):
+  program = ('import sys, jax, flax_imdb; '
+             'flax_imdb.load(sys.argv[1]).predict(["x"])')
+  process = _python(program, tmp_path, str(trained[0]))
+  assert process.returncode == 0, process.stderr
+  assert 'jax was imported before flax_imdb could set' in process.stderr
+  assert 'NPROC' in process.stderr  # the others are the tests' own
+
+
+def test_what_is_no_run_is_one_error(tmp_path):
+  process = _python('import flax_imdb; flax_imdb.load("none")', tmp_path)
+  assert process.returncode == 1
+  assert 'UserError' in process.stderr.splitlines()[-1]
+  assert 'is no run directory' in process.stderr
