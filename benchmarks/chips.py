@@ -32,7 +32,7 @@ from flax_imdb.config import load_config, override  # noqa: E402
 from flax_imdb.data.batches import shapes  # noqa: E402
 from flax_imdb.errors import UserError  # noqa: E402
 
-# A step with 512 units takes libtpu more than 40 minutes to compile on two cores.
+# A step with 512 units takes libtpu more than 40 minutes on two cores.
 CONFIGS = {'default': {}, 'wide': {'width': 128, 'dtype': 'bfloat16'}}
 FORMS = 'kernel', 'scan'
 SIDES = 1, 2, 4, 8, 16  # of a slice: its chips are the square

@@ -3,7 +3,11 @@ r"""Your own labelled texts: CSV, TSV, JSON lines or Parquet.
 python -m flax_imdb.main --config=configs/texts.py \
     --config.data.train_file=reviews.csv
 
-not measured
+takes under a minute for 200 to 1,000 texts of 230 words on 2 CPU cores, and as
+many minutes as configs/default.py for 25,000. The first 1,000 reviews of IMDB
+give a test accuracy of 0.845 (three seeds: 0.838 to 0.851), the first 200 one
+of 0.755 (0.753 to 0.758); the linear model alone has 0.852 and 0.757
+(RESULTS.md).
 """
 
 from ml_collections import ConfigDict
