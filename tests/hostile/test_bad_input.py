@@ -571,7 +571,7 @@ def test_a_text_is_predicted_the_same_in_parts(trained, tmp_path, capsys,
           f'--input={tmp_path}/texts']
   assert main.main(argv) == 0
   whole = capsys.readouterr().out
-  monkeypatch.setattr('flax_imdb.inference.predict._PART_CHARACTERS', 5000)
+  monkeypatch.setattr('flax_imdb.inference.predict._PART_BYTES', 5000)
   assert main.main(argv) == 0
   assert capsys.readouterr().out == whole and whole.count('\n') == 60
 
