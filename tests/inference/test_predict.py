@@ -240,7 +240,7 @@ def test_a_pipe_that_stays_open_is_answered_line_by_line(trained):
   argv = [sys.executable, *STRICT, '-m', 'flax_imdb.main', '--mode=predict',
           f'--workdir={trained[0]}', '--json']
   with subprocess.Popen(
-      argv, cwd=ROOT, env=environ(), stdin=subprocess.PIPE,
+      argv, cwd=ROOT, env=environ(PYTHONUNBUFFERED=None), stdin=subprocess.PIPE,
       stdout=subprocess.PIPE) as process:
     timer = threading.Timer(120, process.kill)  # or a mistake waits for ever
     timer.start()
