@@ -9,6 +9,7 @@ From Python:
   flax_imdb.train(config, 'runs/mine')
   run = flax_imdb.load('runs/mine')
   run.predict(['Not bad at all.'])
+  run.explain(['Not bad at all.'])
   run.evaluate('test')
 
 To import it starts nothing, and does not import jax.

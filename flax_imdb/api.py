@@ -58,11 +58,26 @@ class OpenedRun:
     Of two classes `probability` is that of the second one, such as a positive
     review; of more it is that of the label, and `probabilities` has all.
     """
+    return self._predict(texts, None)
+
+  def explain(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The same, and which words decided.
+
+    `words` are [begin, end, score] of text[begin:end], `baseline` the logit
+    without any; together they are the logit, but for `gap`.
+    """
+    from flax_imdb.inference import explain
+    found = self._run
+    return self._predict(texts, explain.make_explain(
+        found.config, found.model, found.ngrams))
+
+  def _predict(self, texts: Sequence[str],
+               explanation: Any) -> list[dict[str, Any]]:
     from flax_imdb.inference import predict
     found = self._run
-    return predict.predict(
+    return list(predict.predict(
         self._logits, found.params, found.tokenizer, texts, found.labels,
-        found.temperature)
+        found.temperature, explanation))
 
   def evaluate(self, split: str = 'test') -> dict[str, Any]:
     """Loss in nats, accuracy, macro F1 and n on train, validation or test.

@@ -17,7 +17,9 @@ from flax_imdb.storage import files
 
 # Flags that only some modes take.
 _MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
-          'input': ('predict',), 'json': ('predict',), 'format': ('export',),
+          'input': ('predict',), 'json': ('predict',),
+          'explain': ('predict',), 'html': ('predict',),
+          'format': ('export',),
           'seeds': ('sweep',), 'set': ('sweep',), 'jobs': ('sweep',),
           'minutes': ('tune',)}
 # Modes that are no run themselves, but start some.
@@ -122,6 +124,10 @@ def _flags() -> _Parser:
   add('--input', metavar='FILE',
       help='predict: one review a line; default: standard input')
   add('--json', action='store_true', help='predict: one JSON object a line')
+  add('--explain', action='store_true',
+      help='predict: which words decided; coloured on a terminal')
+  add('--html', metavar='FILE',
+      help='predict: with --explain, a page of the coloured words, too')
   add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
       metavar='FORMAT', help='export: stablehlo, for jax alone, or keras, '
       'model.get_weights() as .npz')
@@ -159,6 +165,13 @@ def _check_mode(args: argparse.Namespace, parser: _Parser) -> None:
         and args.mode not in modes):
       raise UserError(f'--{flag} is for --mode={" or ".join(modes)}, not for '
                       f'--mode={args.mode}')
+  if args.html is not None and not args.explain:
+    raise UserError(f'--html={args.html} is a page of words that decided: give '
+                    '--explain as well')
+  if args.html and args.input and os.path.realpath(
+      args.html) == os.path.realpath(args.input):
+    raise UserError(f'--html={args.html} would take the place of what --input '
+                    'is to read: give another file')
   if (args.mode == 'compile') != (args.topology is not None):
     raise UserError('--mode=compile and --topology=NAME, such as v5e:2x2, go '
                     'together: give both or neither')

@@ -146,7 +146,7 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
     from flax_imdb.inference import predict
     predict.predict_run(
         args.workdir, args.step, predict.read_reviews(args.words, args.input),
-        args.json)
+        args.json, args.explain, args.html)
   elif args.mode == 'report':
     from flax_imdb.analysis import baseline, gradients
     for workdir in [args.workdir, *args.words]:

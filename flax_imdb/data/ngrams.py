@@ -64,6 +64,27 @@ class Ngrams:
           logits = logits[:, 0]
     return dataclasses.replace(reviews, features=found, linear=logits)
 
+  def linear_parts(self, reviews: Reviews) -> np.ndarray:
+    """float64 [order, tokens, C], what adds up to each review's `linear`.
+
+    That is the weight of the n-gram of this order which ends there. It counts
+    once in a review: where it comes several times each has an equal part, for
+    without any one of them it would still be there. Source: the Shapley value
+    of being present.
+    """
+    weights = np.atleast_2d(self.weights.T).T.astype(np.float64)  # [N, C]
+    table = np.concatenate([weights, np.zeros((1, weights.shape[1]))])
+    n = len(reviews)
+    of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
+    found = []
+    for order in range(1, self.order + 1):
+      place = _look_up(self.keys, _keys(reviews, order))
+      _, same, counts = np.unique(
+          place.astype(np.int64) * n + of_review, return_inverse=True,
+          return_counts=True)
+      found.append(table[place] / counts[same, None])
+    return np.array(found)
+
 
 # Of a model that reads words alone.
 NONE = Ngrams(np.zeros(0, np.int64), np.zeros(0, np.int64),

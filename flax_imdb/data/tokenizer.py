@@ -11,12 +11,13 @@ file. Nearly all texts are read by `_words` with `re`, five times as fast.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import html
 import itertools
 import json
 import os
 import re
+import unicodedata
 
 import numpy as np
 from tokenizers import (
@@ -66,6 +67,7 @@ _LATIN_WORD = f"{_LATIN_PART}(?:'{_LATIN_PART})*"
 # Without and with marks.
 _LATIN_WORDS = re.compile(_LATIN_WORD), re.compile(f'{_LATIN_WORD}|{_MARKS}')
 _LATIN_TAG = re.compile(_TAG)
+_MOST_MARKS = 30  # on a letter, as of the Unicode Standard's Annex 15
 
 
 def _build(words: Iterable[str], marks: bool = False,
@@ -255,6 +257,72 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
   return [np.array([START_ID, *(vocab.get(word, UNKNOWN_ID)
                                 for word in _words(text, marks))], np.int32)
           for text in texts]
+
+
+def spans(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
+  """Where each word that `encode` finds begins and ends: text[begin:end].
+
+  As many as there are ids after `START_ID`. All characters of an entity belong
+  to what it stands for, as do those that are composed to one letter.
+  """
+  read, places = text, range(len(text))
+  first: Sequence[int] = places
+  last: Sequence[int] = places
+  if unescapes(tokenizer):
+    # The library is given NFC: its own leaves marks out of the last letter.
+    for pieces in _entities, _compositions:
+      read, first_here, last_here = _replace(read, pieces(read))
+      first = [first[i] for i in first_here]
+      last = [last[i] for i in last_here]
+  return [(first[begin], last[end - 1] + 1)
+          for begin, end in tokenizer.encode(read).offsets[1:]]
+
+
+_Piece = tuple[int, int, str]  # of a text: begin, end, what is read for it
+
+
+def _replace(text: str, pieces: Iterable[_Piece]) -> tuple[
+    str, Sequence[int], Sequence[int]]:
+  """A text with pieces replaced, which ascend.
+
+  Also the place in `text` of the first character that each of it was made of,
+  and of the last.
+  """
+  parts: list[str] = []
+  first: list[int] = []
+  last: list[int] = []
+  done = 0
+  for begin, end, new in [*pieces, (len(text), len(text), '')]:
+    parts += text[done:begin], new
+    first += [*range(done, begin), *[begin] * len(new)]
+    last += [*range(done, begin), *[end - 1] * len(new)]
+    done = end
+  return ''.join(parts), first, last
+
+
+def _entities(text: str) -> Iterator[_Piece]:
+  """What `_words` reads as something else; &D; is none."""
+  return ((entity.start(), entity.end(), new)
+          for entity in _ENTITY.finditer(text)
+          if (new := html.unescape(entity[0])) != entity[0])
+
+
+def _compositions(text: str) -> Iterator[_Piece]:
+  """The characters that NFC makes something else of, with what they join."""
+  if not _NOT_LATIN.search(text):
+    return
+  def nfc(begin: int, end: int) -> str:
+    return unicodedata.normalize('NFC', text[begin:end])
+  begin = 0
+  for end in range(1, len(text) + 1):
+    # Not where the next character joins the letter, or is sorted into it. Marks
+    # without end would take for ever to sort.
+    if end == len(text) or end - begin > _MOST_MARKS or (
+        not unicodedata.combining(text[end])
+        and nfc(begin, end + 1) == nfc(begin, end) + nfc(end, end + 1)):
+      if nfc(begin, end) != text[begin:end]:
+        yield begin, end, nfc(begin, end)
+      begin = end
 
 
 def ids_of(tokenizer: Tokenizer) -> Callable[[Sequence[str]], np.ndarray]:

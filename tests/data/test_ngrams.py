@@ -353,3 +353,34 @@ def test_a_file_that_is_not_whole_is_refused(change, line, tmp_path):
   change(path)
   with pytest.raises(UserError, match=line):
     ngrams.load(path, config)
+
+
+def test_the_parts_of_the_linear_model_are_shared_by_all_places():
+  config = _config('words+bigrams+log_odds+linear')
+  known, _ = ngrams.fit(config, _reviews(seed=1))
+  reviews = _reviews(n=20, words=3, seed=2)  # in which n-grams come again
+  parts = known.linear_parts(reviews)
+  assert parts.shape == (3, len(reviews.ids), 1)
+  weights = dict(zip(known.keys.tolist(), known.weights.tolist(), strict=True))
+  again = 0
+  for start, row in zip(reviews.offsets, _rows(reviews), strict=False):
+    for order in range(1, 4):
+      grams = _grams(row, order)
+      for i, gram in enumerate(grams):
+        key = gram and sum(x << 20 * j for j, x in enumerate(reversed(gram))
+                           ) | order << 60
+        want = weights.get(key, 0) / grams.count(gram)
+        assert parts[order - 1, start + i, 0] == pytest.approx(want, abs=1e-12)
+        again += grams.count(gram) > 1 and want != 0
+  assert again > 20
+  np.testing.assert_allclose(
+      np.add.reduceat(parts.sum(axis=(0, 2)), reviews.offsets[:-1]),
+      known.annotate(reviews).linear, rtol=1e-5, atol=1e-6)
+
+
+def test_a_linear_model_that_knows_no_ngram_has_no_parts():
+  none = dataclasses.replace(
+      ngrams.NONE, order=2, inputs='words+log_odds+linear')
+  reviews = _reviews(n=3)
+  assert not none.linear_parts(reviews).any()
+  assert none.linear_parts(reviews).shape == (2, len(reviews.ids), 1)

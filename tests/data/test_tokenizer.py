@@ -23,6 +23,7 @@ from flax_imdb.data.tokenizer import (
   load_tokenizer,
   number_words,
   save_tokenizer,
+  spans,
   word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
@@ -347,3 +348,71 @@ def test_words_that_come_once_are_forgotten_where_they_are_too_many(
   assert {len(row) for row in rows} == {4}
   for row, want in zip(rows, encode(tokenizer, texts), strict=True):
     assert row[:3].tolist() == want[:3].tolist()
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ("It's <b>bad</b>,\tBAD<br />bad!", ["It's", 'bad', 'BAD', 'bad']),
+    ('it&#39;s caf&eacute; R&D; &amp;&nbsp;&lt;b&gt;yes&fjlig;x', [
+        'it&#39;s', 'caf&eacute;', 'R', 'D', 'yes&fjlig;x']),
+    ('e\u0301te\u0301, e&#769;te&#769; \u212bngstro\u0308m', [
+        'e\u0301te\u0301', 'e&#769;te&#769;', '\u212bngstro\u0308m']),
+    ('a\u0327\u0301 \u1112\u1161\u11ab\u1100\u1161 ok', [
+        'a\u0327\u0301', '\u1112\u1161\u11ab\u1100\u1161', 'ok']),
+    ('IMAX映画7点 ภาพดี 영화는', [
+        'IMAX', '映', '画', '7', '点', 'ภ', 'า', 'พ', 'ดี', '영화는']),
+    ('ハ\u309aン', ['ハ\u309a', 'ン']),
+    ('\U0001f600good\u2764\ufe0f 10½', ['good', '10']),
+    ('שלום טוב. مرحبا', ['שלום', 'טוב', 'مرحبا']),
+    ("don\u2019t don`t \u2018curly\u2019", ['don\u2019t', 'don`t', 'curly']),
+    ('İstanbul ıssız ẞ', ['İstanbul', 'ıssız', 'ẞ']),
+    ('a\0b\x1b[31mc\r\n', ['a', 'b', '31mc']), ('', []), ('<br />...', [])])
+def test_spans_are_the_places_of_words_in_the_text(text, words):
+  tokenizer = fit_tokenizer([text], 100)
+  assert [text[a:b] for a, b in spans(tokenizer, text)] == words
+
+
+# What is hard to find again: composed, read as another, of several characters.
+HARD = [
+    *'eaéÉİı映カภาשםΣς7½!."_`<', "'", ' ', '\0', '\r', '\u00a0', '\u2019', 'ẞ',
+    'ﬁ', '가', '\u0301', '\u0323', '\u0327', '\u3099', '\u0e34', '\u11a8',
+    '\u1100', '\u1161', '\u05b0', '\ufe0f', '\u0344', '\u0958', '\u212b',
+    '\u0307', '\U0001f600', '&eacute;', '&#39;', '&#769;', '&amp;', '&fjlig;',
+    '&NotEqualTilde;', '<br />', '<b>', '</i>']
+
+
+@pytest.mark.parametrize('marks', [False, True])
+def test_a_span_alone_is_read_as_its_word(marks):
+  tokenizer = fit_tokenizer(HARD, 100, marks)
+  rng = random.Random(0)
+  for _ in range(3000):
+    text = ''.join(rng.choices(HARD, k=rng.randint(0, 12)))
+    (ids,) = encode(tokenizer, [text])
+    found = spans(tokenizer, text)
+    assert len(found) == len(ids) - 1, ascii(text)
+    ends = [0, *(x for span in found for x in span)]
+    assert ends == sorted(ends)
+    for (begin, end), word in zip(found, ids[1:], strict=True):
+      assert encode(tokenizer, [text[begin:end]])[0].tolist() == [
+          START_ID, word], ascii(text)
+
+
+def test_spans_by_the_rules_of_version_1(tmp_path):
+  old = json.loads(
+      pathlib.Path(__file__).with_name('tokenizer_1.json').read_text('utf-8'))
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(old['tokenizer']))
+  tokenizer = load_tokenizer(tmp_path / 'tokenizer.json', 60)
+  for text, ids in zip(old['texts'], old['ids'], strict=True):
+    found = spans(tokenizer, text)
+    assert len(found) == len(ids) - 1
+    assert [encode(tokenizer, [text[a:b]])[0].tolist()[1:] for a, b in found
+            ] == [[i] for i in ids[1:]]
+  text = "It&#39;s <br />na\u00efve"
+  assert [text[a:b] for a, b in spans(tokenizer, text)] == [
+      'It', '39', 's', 'na\u00efve']
+
+
+def test_marks_without_end_are_not_sorted_for_ever():
+  text = 'a' + '\u0301\u0323' * 50_000 + ' good'
+  tokenizer = fit_tokenizer(['good'], 100)
+  _, good = spans(tokenizer, text)
+  assert good == (len(text) - 4, len(text))

@@ -6,7 +6,6 @@ made as a user makes it, and so are those that end before or after `main`.
 
 import errno
 import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -17,7 +16,14 @@ import subprocess
 import sys
 
 import pytest
-from support.command import ROOT, STRICT, TINY, run_here, run_main
+from support.command import (
+  ROOT,
+  STRICT,
+  TINY,
+  run_here,
+  run_main,
+  standard_input,
+)
 
 from flax_imdb import main
 from flax_imdb.checkpoint.manager import Checkpoints
@@ -57,9 +63,9 @@ def refuses(tmp_path, trained, monkeypatch, capsys):
   def refuses(argv, message, stdin=b''):
     argv = [word.replace('{tmp}', str(tmp_path)).replace('{run}', str(
         trained[0])) for word in argv]
-    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(stdin)))
     before = [_contents(folder) for folder in (tmp_path, trained[0])]
-    assert main.main(argv) == 2
+    with standard_input(stdin):
+      assert main.main(argv) == 2
     output, error = capsys.readouterr()
     assert re.fullmatch(r'error: [^\n]{,700}\n', error), error
     assert re.search(message, error), error
@@ -278,9 +284,10 @@ TEXTS = {
     'nothing': (b'', 'is empty: give one review a line'),
     'a book in a line': (
         b'good\n' + b'bad ' * (1 << 19),
-        '2,097,152 characters in line 2, more than 1,048,576: give one review'),
-    'too much': (
-        b'good film\n' * 7_000_000, 'more than 67,108,864 bytes: divide it'),
+        'more than 1,048,576 characters in line 2: give one review a line'),
+    'a book without an end': (
+        b'good\n' + bytes(5 << 20),
+        'more than 1,048,576 characters in line 2: give one review a line'),
 }
 
 
@@ -299,9 +306,18 @@ def test_bad_texts(name, piped, refuses, tmp_path):
 INPUTS = {
     'is missing': (['--input={tmp}/no'], 'cannot read .*/no .No such file'),
     'is a directory': (['--input={tmp}'], 'cannot read .*Is a directory'),
-    'never ends': (['--input=/dev/zero'], 'more than 67,108,864 bytes'),
+    'never ends': (['--input=/dev/zero'],
+                   'more than 1,048,576 characters in line 1: give one'),
     'has a long name': ([f'--input={"x" * 300}'], 'File name too long'),
     'and words': (['--input=x', 'good'], 'not both'),
+    'is the page': (
+        ['--input={tmp}/x', '--explain', '--html={tmp}/./x'],
+        'would take the place of what --input is to read'),
+    'and a page in no folder': (
+        ['good', '--explain', '--html={tmp}/no/page.html'],
+        'cannot write .*/no/page.html .No such file.*: give another --html'),
+    'and a page of nothing': (
+        ['good', '--html={tmp}/page.html'], 'give --explain as well'),
     'words not UTF-8': (['caf\udce9'], 'is not UTF-8'),
 }
 
@@ -312,9 +328,9 @@ def test_bad_inputs(name, refuses):
   refuses([*PREDICT, *argv], message)
 
 
-def test_closed_input(refuses, monkeypatch):
-  monkeypatch.setattr(io, 'TextIOWrapper', lambda buffer: None)
-  refuses(PREDICT, 'standard input is empty: give one review a line')
+def test_closed_input(refuses):
+  refuses(PREDICT, 'standard input is empty: give one review a line',
+          stdin=None)
 
 
 # What was done to a copy of a run directory, what is asked, what is answered.
@@ -607,7 +623,7 @@ def test_a_text_is_predicted_the_same_in_parts(trained, tmp_path, capsys,
           f'--input={tmp_path}/texts']
   assert main.main(argv) == 0
   whole = capsys.readouterr().out
-  monkeypatch.setattr('flax_imdb.inference.predict._PART_CHARACTERS', 5000)
+  monkeypatch.setattr('flax_imdb.inference.predict._PART_BYTES', 5000)
   assert main.main(argv) == 0
   assert capsys.readouterr().out == whole and whole.count('\n') == 60
 

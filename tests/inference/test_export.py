@@ -151,8 +151,8 @@ def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   logits = evaluate.make_logits(
       config, evaluate.make_forward(model), NONE.annotate)
   texts = (2 * TEXTS)[:3 * rows + 1]  # one is left for the last call
-  want = predict.predict(
-      logits, devices.replicate(params), tokenizer, texts, LABELS)
+  want = list(predict.predict(
+      logits, devices.replicate(params), tokenizer, texts, LABELS))
   got = _serve(tmp_path, texts, sys.executable)
   assert [p['probability'] for p in got] == [p['probability'] for p in want]
   assert [p['label'] for p in got] == [p['label'] for p in want]

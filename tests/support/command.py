@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import types
 from unittest import mock
 
@@ -74,6 +75,23 @@ def run_main(*argv, stdin=b'', **env):
   return process
 
 
+@contextlib.contextmanager
+def standard_input(content):
+  """Makes standard input a file of these bytes, as a shell does with <.
+
+  With None it is closed.
+  """
+  if content is None:
+    with mock.patch('sys.stdin', None):
+      yield
+    return
+  with tempfile.TemporaryFile() as file, io.TextIOWrapper(file) as text:
+    file.write(content)
+    file.seek(0)
+    with mock.patch('sys.stdin', text):
+      yield
+
+
 def run_here(*argv, stdin=b''):
   """Does in this process what `run_main` does in another, and returns as much.
 
@@ -81,7 +99,7 @@ def run_here(*argv, stdin=b''):
   """
   output, error = io.StringIO(), io.StringIO()
   with (contextlib.redirect_stdout(output), contextlib.redirect_stderr(error),
-        mock.patch('sys.stdin', io.TextIOWrapper(io.BytesIO(stdin)))):
+        standard_input(stdin)):
     status = main.main(list(argv))
   return types.SimpleNamespace(
       returncode=status, stdout=output.getvalue(), stderr=error.getvalue())

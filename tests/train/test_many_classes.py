@@ -93,6 +93,20 @@ def test_predictions_speak_its_names(trained):
   assert first.startswith('Sport ') and first.endswith('  goal match')
 
 
+def test_an_explanation_is_of_the_class_that_is_predicted(trained):
+  workdir, _ = trained
+  for line in _predicted(workdir, '--json', '--explain'):
+    prediction = json.loads(line)
+    # The logit of the largest: from it and the others come the probabilities.
+    logit = prediction['baseline'] + sum(w[2] for w in prediction['words'])
+    assert abs(prediction['gap']) < 0.02
+    own = {prediction['text'][begin:end]: score
+           for begin, end, score in prediction['words']}
+    if prediction['text'] == 'goal match':
+      assert prediction['label'] == 'Sport'
+      assert logit > prediction['baseline'] and max(own.values()) > 0
+
+
 def test_an_export_answers_as_predict_does(trained, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(trained[0], workdir)
