@@ -263,10 +263,13 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
   From the cache if it holds them.
   """
   path = _ids_path(data, fingerprint, tokenizer, tfds_split)
-  def checked(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
-    reviews = Reviews(arrays['ids'], arrays['offsets'], arrays['labels'])
-    _check_reviews(reviews, tokenizer.get_vocab_size(), class_count)
+  def made(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
     count, = arrays['validation'].tolist()
+    return Reviews(
+        arrays['ids'], arrays['offsets'], arrays['labels']), count
+  def checked(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
+    reviews, count = made(arrays)
+    _check_reviews(reviews, tokenizer.get_vocab_size(), class_count)
     if not 0 <= count <= len(reviews):
       raise ValueError(f'{count} of {len(reviews)} reviews validate')
     return reviews, count
@@ -278,7 +281,7 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
     n = encode_split(data, tfds_split, tokenizer, path, validates)
     announce(f'encoded {n:,} reviews of {data.name} {tfds_split} in '
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
-    found = checked(npz.map_arrays(path))
+    found = made(npz.map_arrays(path))
   return found
 
 

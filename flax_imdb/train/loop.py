@@ -288,9 +288,9 @@ def _finish(task: Task, training: _Training,
   for line in (f'evaluated: the weights of step {evaluated} of {step}',
                *(evaluate.score_text(name, scores[name], what)
                  for name in outputs),
+               *tables,
                *(f'the linear model alone, on {evaluate.score_text(*item)}'
                  for item in linear.items()),
-               *tables,
                *map(calibration.text, calibrated.values()),
                *_examples(task, params, temperature)):
     task.terminal.announce(line)
