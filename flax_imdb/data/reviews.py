@@ -270,6 +270,7 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
   def checked(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
     reviews, count = made(arrays)
     _check_reviews(reviews, tokenizer.get_vocab_size(), class_count)
+    npz.release(reviews.ids)  # of which all was read
     if not 0 <= count <= len(reviews):
       raise ValueError(f'{count} of {len(reviews)} reviews validate')
     return reviews, count

@@ -75,6 +75,19 @@ def map_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   return arrays
 
 
+def release(array: np.ndarray) -> None:
+  """Gives back the memory of an array of `map_arrays`, which stays as it is.
+
+  What was read of it counts as the process' own memory until then, or until
+  the system needs it. Of any other array, and where a system can't, nothing.
+  """
+  base: Any = array
+  while isinstance(base, np.ndarray | memoryview):
+    base = base.base if isinstance(base, np.ndarray) else base.obj
+  if isinstance(base, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
+    base.madvise(mmap.MADV_DONTNEED)
+
+
 def _members(archive: zipfile.ZipFile, most: int) -> list[zipfile.ZipInfo]:
   members = archive.infolist()
   if len(members) > _MOST_ARRAYS:

@@ -1,5 +1,6 @@
 """Arrays that are mapped: the same as read, aligned, and compared first."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -42,6 +43,21 @@ def test_what_numpy_wrote_is_mapped(tmp_path):
   np.savez_compressed(tmp_path / 'b.npz', noise=noise)
   with pytest.raises(ValueError, match='is packed'):
     npz.map_arrays(tmp_path / 'b.npz')
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps'),
+                    reason='needs /proc, as on Linux')
+def test_a_mapped_array_can_be_released_and_read_again(path):
+  def resident():
+    maps = pathlib.Path('/proc/self/smaps').read_text().split(str(path))[1:]
+    return sum(int(part.split('Rss:')[1].split()[0]) for part in maps)
+  ids = npz.map_arrays(path)['ids'][:-1].reshape(2, -1)  # a view
+  assert ids.max() == ARRAYS['ids'][:-1].max()
+  assert resident() >= 100
+  npz.release(ids)
+  assert resident() == 0
+  np.testing.assert_array_equal(ids.ravel(), ARRAYS['ids'][:-1])
+  npz.release(np.zeros(3))  # of no file
 
 
 @pytest.mark.parametrize('place', range(200, 200_000, 9_973))
