@@ -7,8 +7,7 @@ the ids go to a file, and are read from there as a map.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-import concurrent.futures
-import contextlib
+import concurrent.futures.process
 import dataclasses
 import functools
 import itertools
@@ -34,6 +33,7 @@ from flax_imdb.data.tokenizer import (
   reads_marks,
   unescapes,
 )
+from flax_imdb.errors import TransientError
 from flax_imdb.storage import files, npz
 
 _PART = 8_192  # texts
@@ -53,7 +53,10 @@ class Part:
 
 
 def read_parts(data: ConfigDict, split: str, marks: bool) -> Iterator[Part]:
-  """Reads a split, `marks` as of `number_words`; errors as `read_texts`."""
+  """Reads a split, `marks` as of `number_words`.
+
+  Raises UserError as `read_texts`, and TransientError if a process is killed.
+  """
   n = sources.count_texts(data, split)
   number = functools.partial(_read_part, data, split, marks)
   ranges = iter([(start, start + _PART) for start in range(0, n, _PART)])
@@ -73,6 +76,10 @@ def read_parts(data: ConfigDict, split: str, marks: bool) -> Iterator[Part]:
         running += [pool.submit(number, *rows)
                     for rows in itertools.islice(ranges, 1)]
         yield part
+    except concurrent.futures.process.BrokenProcessPool as e:
+      raise TransientError(
+          'a process that reads texts has ended, perhaps for lack of memory: '
+          'start again') from e
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -81,8 +88,7 @@ def _read_part(data: ConfigDict, split: str, marks: bool, start: int,
                stop: int) -> Part:
   texts, labels = sources.read_texts(data, split, start, stop)
   words, numbers, lengths = number_words(texts, marks)
-  return Part(words, numbers, lengths, labels,
-              _hashes(texts))
+  return Part(words, numbers, lengths, labels, _hashes(texts))
 
 
 def _hashes(texts: Sequence[str]) -> np.ndarray:
@@ -115,16 +121,14 @@ class Encoded:
     self._validates: list[np.ndarray] = []
 
   def __enter__(self) -> 'Encoded':
-    with files.writing(self._folder), contextlib.ExitStack() as stack:
+    with files.writing(self._folder):
       self._folder.mkdir(parents=True, exist_ok=True)
       # Without a name: none is left by a process that is killed.
-      self._file = stack.enter_context(
-          tempfile.TemporaryFile(dir=self._folder))
-      self._stack = stack.pop_all()
+      self._file = tempfile.TemporaryFile(dir=self._folder)
     return self
 
   def __exit__(self, *error: object) -> None:
-    self._stack.close()
+    self._file.close()
 
   def __len__(self) -> int:
     return sum(map(len, self._labels))

@@ -312,6 +312,25 @@ def test_groups_that_validate_are_cached_and_made_again_if_damaged(
     assert len(said) == (3 if damaged else 1) and 'encoded' in said[-1]
 
 
+def test_a_process_that_is_killed_is_one_line_and_leaves_nothing(
+    cache, config, monkeypatch):
+  class Pool(encoding.concurrent.futures.ThreadPoolExecutor):
+    def __init__(self, *args):
+      super().__init__(1)
+    def submit(self, *args):
+      future = encoding.concurrent.futures.Future()
+      future.set_exception(
+          encoding.concurrent.futures.process.BrokenProcessPool('killed'))
+      return future
+  monkeypatch.setattr(
+      encoding.concurrent.futures, 'ProcessPoolExecutor', Pool)
+  monkeypatch.setattr(encoding, '_ALONE', 1)
+  monkeypatch.setattr(encoding.environment, 'available_cores', lambda: 2)
+  with pytest.raises(TransientError, match='process that reads texts'):
+    training_tokenizer(config, print)
+  assert list(cache.iterdir()) == []
+
+
 def test_parts_of_other_processes_make_the_same_ids(
     cache, config, monkeypatch):
   alone = {s: _load(config, s)[0] for s in ('train', 'validation', 'test')}
