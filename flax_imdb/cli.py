@@ -127,7 +127,7 @@ def _flags() -> _Parser:
   add('--explain', action='store_true',
       help='predict: which words decided; coloured on a terminal')
   add('--html', metavar='FILE',
-      help='predict: with --explain, a page of the coloured words, too')
+      help='predict --explain: also a page of the words')
   add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
       metavar='FORMAT', help='export: stablehlo, for jax alone, or keras, '
       'model.get_weights() as .npz')

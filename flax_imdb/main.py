@@ -149,9 +149,9 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
         args.json, args.explain, args.html)
   elif args.mode == 'report':
     from flax_imdb.analysis import baseline, gradients
-    for workdir in [args.workdir, *args.words]:
-      baseline.compare(workdir, announce)
-    gradients.report([args.workdir, *args.words], announce)
+    workdirs = [args.workdir, *args.words]
+    baseline.compare(workdirs, announce)
+    gradients.report(workdirs, announce)
   elif args.mode == 'export':
     from flax_imdb.inference import export
     write = {'stablehlo': export.export_stablehlo, 'keras': export.export_keras}

@@ -37,8 +37,9 @@ def _summary(workdir):
 def test_a_run_directory_holds_what_the_readme_says(trained):
   workdir, output = trained
   names = {p.name.split('.tfevents')[0] for p in workdir.iterdir()}
-  assert names == {'config.json', 'tokenizer.json', 'checkpoints', 'events.out',
-                   'metrics.jsonl', 'calibration.json', 'summary.json'}
+  assert names == {
+      'config.json', 'labels.json', 'tokenizer.json', 'checkpoints',
+      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json'}
   summary = _summary(workdir)
   # 110 reviews, 11 validate: 99 are 7 batches of 16, the last one of 3.
   assert summary['step'] == summary['steps_total'] == 14
@@ -96,7 +97,9 @@ def test_eval_prints_the_number_of_the_summary(trained):
     line = finished(run_here(
         '--mode=eval', f'--workdir={workdir}',
         f'--split={split}')).splitlines()[-1]
-    assert line in output.splitlines()
+    # Of train it is news: while it trained only the steps were measured.
+    assert (line in output.splitlines()) == (split != 'train')
+    assert line.startswith(f'{split}: loss ')
   loss = _summary(workdir)['validation']['loss']
   assert f'validation: loss {loss:.4f}  accuracy ' in output
 

@@ -4,7 +4,7 @@ If the run has learned one of n-grams, it is that; else logistic regression on
 the tf-idf of words, by scikit-learn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
 from typing import Any
 
@@ -21,14 +21,19 @@ _MOST_REVIEWS = 200_000  # to learn from; the first of more
 _STEPS = 1000  # of L-BFGS at most
 
 
-def compare(workdir: str, announce: Callable[[str], None]) -> None:
-  """Writes report/baseline.json: the scores on test and validation, by name.
+def compare(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
+  """Writes report/baseline.json of each run: the scores on test and validation.
 
   `announce` is told the accuracy on test, or that scikit-learn is missing, of a
-  run that needs it, which is no error. Raises UserError as `run.restore`,
-  `load_splits` and `files.write`.
+  run that needs it, which is no error. Raises UserError as `run.restore`, of
+  any of them before anything is written, `load_splits` and `files.write`.
   """
-  restored = run.restore(workdir, None)
+  for workdir, restored in [(x, run.restore(x, None)) for x in workdirs]:
+    _compare(workdir, restored, announce)
+
+
+def _compare(workdir: str, restored: run.Run,
+             announce: Callable[[str], None]) -> None:
   config = restored.config
   names = ['test', *(['validation'] if validates(config.data) else [])]
   learned = len(restored.ngrams.weights) > 0

@@ -264,9 +264,9 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
   """
   path = _ids_path(data, fingerprint, tokenizer, tfds_split)
   def made(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
-    count, = arrays['validation'].tolist()
+    count, = arrays['validation']
     return Reviews(
-        arrays['ids'], arrays['offsets'], arrays['labels']), count
+        arrays['ids'], arrays['offsets'], arrays['labels']), int(count)
   def checked(arrays: dict[str, np.ndarray]) -> tuple[Reviews, int]:
     reviews, count = made(arrays)
     _check_reviews(reviews, tokenizer.get_vocab_size(), class_count)

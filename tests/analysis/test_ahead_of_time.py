@@ -155,7 +155,7 @@ def _check(config, topology, n):
 def test_the_largest_batch_fits_and_one_much_larger_does_not(
     config, monkeypatch, mib_a_review, on_chip, refuses):
   compiled = {}
-  def compile_program(config, devices, rows, training):
+  def compile_program(config, devices, rows, training, class_count):
     assert training
     mib = 10 + max(0, mib_a_review * rows - on_chip)  # MiB
     compiled[rows] = {} if refuses and mib > 16_384 else {'peak_mib': mib}
@@ -173,7 +173,7 @@ def test_what_no_longer_fits_on_the_chip_is_found_from_above(
     config, monkeypatch):
   """1,100 reviews need nothing, 1,101 need 9 MiB each: the trend misleads."""
   tried = []
-  def compile_program(config, devices, rows, training):
+  def compile_program(config, devices, rows, training, class_count):
     tried.append(rows)
     mib = 10 + (9 * rows if rows > 1100 else 0)
     return {'peak_mib': mib}

@@ -210,7 +210,7 @@ def reviews(**changed):
   np.savez(f, **{
       'ids': np.array([1, 4, 1, 5, 2], np.uint16),
       'offsets': np.array([0, 2, 5]), 'labels': np.array([0, 1], np.int16),
-      **changed})
+      'validation': np.array([0]), **changed})
   return f.getvalue()
 
 
@@ -227,11 +227,16 @@ CACHE = {
     'a label too many': reviews(labels=np.array([0, 1, 1], np.int16)),
     'another label': reviews(labels=np.array([0, 2], np.int16)),
     'wide labels': reviews(labels=np.array([0, 1])),
-    'no labels': zipped(ids=npy((0,), descr='<u2'), offsets=npy((0,))),
+    'more that validate than there are': reviews(validation=np.array([3])),
+    'two numbers of those that validate': reviews(validation=np.array([0, 0])),
+    'no number': reviews(validation=np.array([np.nan])),
+    'no labels': zipped(**{
+        'ids.npy': npy((0,), descr='<u2'), 'offsets.npy': npy((0,))}),
     'a packed file': zipped(**{
         'ids.npy': npy((4000,), b'\1\0' * 4000, '<u2'),
         'offsets.npy': npy((2,), np.array([0, 4000]).tobytes(), '<i8'),
-        'labels.npy': npy((1,), b'\0', '|i1')}),
+        'labels.npy': npy((1,), b'\0\0', '<i2'),
+        'validation.npy': npy((1,), b'\0' * 8, '<i8')}),
 }
 
 
@@ -240,13 +245,15 @@ def test_hostile_cached_ids_are_announced_and_made_again(
     name, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setattr(sources, 'prepare', lambda *args: 'fingerprint')
+  monkeypatch.setattr(sources, 'count_texts', lambda *args: 2)
   monkeypatch.setattr(sources, 'read_texts', lambda *args: (
-      ['good', 'bad film'], np.array([0, 1], np.int8)))
+      ['good', 'bad film'], np.array([0, 1], np.int16)))
   config = load_config('configs/debug.py')
   tokenizer = fit_tokenizer(['good bad film'], 100)
   said = []
   first = load_splits(config, tokenizer, said.append, ['test'])['test']
   path, = (tmp_path / 'flax_imdb' / 'ids').glob('*.npz')
+  path.unlink()  # what is mapped of it stays
   path.write_bytes(CACHE[name] if name else reviews())
   again = load_splits(config, tokenizer, said.append, ['test'])['test']
   if name:

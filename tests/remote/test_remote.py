@@ -55,8 +55,8 @@ def _one_line(process, status):
 
 def _same(found, local):
   """Compares the files of a remote run with a local run directory."""
-  for name in ('config.json', 'tokenizer.json', 'metrics.jsonl',
-               'calibration.json'):
+  for name in ('config.json', 'labels.json', 'tokenizer.json',
+               'metrics.jsonl', 'calibration.json'):
     assert found[name] == (local / name).read_bytes()
   summaries = [json.loads(found['summary.json']),
                json.loads((local / 'summary.json').read_text())]
@@ -70,8 +70,9 @@ def test_a_remote_run_is_the_local_one(store, trained):
   found = store.files('run/')
   _same(found, trained[0])
   tops = {name.split('/')[0].split('.tfevents')[0] for name in found}
-  assert tops == {'config.json', 'tokenizer.json', 'checkpoints', 'events.out',
-                  'metrics.jsonl', 'calibration.json', 'summary.json'}
+  assert tops == {
+      'config.json', 'labels.json', 'tokenizer.json', 'checkpoints',
+      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json'}
   assert {name.split('/')[1] for name in found if '/' in name} == {'7', '14'}
   (events,) = (v for k, v in found.items() if k.startswith('events.out'))
   assert events.count(b'validation/loss') == 2  # one an epoch
