@@ -1,6 +1,7 @@
 """From Python: open a run directory, or train one; see `flax_imdb`."""
 
 from collections.abc import Sequence
+import functools
 import os
 import sys
 from typing import Any
@@ -66,10 +67,12 @@ class OpenedRun:
     `words` are [begin, end, score] of text[begin:end], `baseline` the logit
     without any; together they are the logit, but for `gap`.
     """
+    return self._predict(texts, self._explanation)
+
+  @functools.cached_property
+  def _explanation(self) -> Any:
     from flax_imdb.inference import explain
-    found = self._run
-    return self._predict(texts, explain.make_explain(
-        found.config, found.model, found.ngrams))
+    return explain.make_explain(self.config, self._run.model, self._run.ngrams)
 
   def _predict(self, texts: Sequence[str],
                explanation: Any) -> list[dict[str, Any]]:

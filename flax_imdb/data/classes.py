@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST = 1000
-_MOST_CHARACTERS = 200  # of a name
+MOST_CHARACTERS = 200  # of a name
 
 
 def columns(class_count: int) -> int:
@@ -27,9 +27,9 @@ def check_names(names: Sequence[str]) -> None:
     raise ValueError(f'{len(names):,} classes are not 2 to {MOST:,}')
   for name in names:
     if (not isinstance(name, str) or not name.isprintable()
-        or not 1 <= len(name) <= _MOST_CHARACTERS):
+        or not 1 <= len(name) <= MOST_CHARACTERS):
       raise ValueError(f'the class {name!r:.40} is no printable text of 1 to '
-                       f'{_MOST_CHARACTERS} characters')
+                       f'{MOST_CHARACTERS} characters')
   if len({*names}) < len(names):
     raise ValueError('two classes have the same name')
 

@@ -49,7 +49,8 @@ class Part:
   numbers: np.ndarray  # int32 [tokens], places in `words`
   lengths: np.ndarray  # int64 [m] tokens of each text
   labels: np.ndarray  # int16 [m]
-  hashes: np.ndarray  # uint64 [m], which equal texts share
+  # uint64 [m], which equal texts share; [0] where no hash says who validates.
+  hashes: np.ndarray
 
 
 def read_parts(data: ConfigDict, split: str, marks: bool) -> Iterator[Part]:
@@ -88,10 +89,12 @@ def _read_part(data: ConfigDict, split: str, marks: bool, start: int,
                stop: int) -> Part:
   texts, labels = sources.read_texts(data, split, start, stop)
   words, numbers, lengths = number_words(texts, marks)
-  return Part(words, numbers, lengths, labels, _hashes(texts))
+  return Part(words, numbers, lengths, labels, _hashes(data, texts))
 
 
-def _hashes(texts: Sequence[str]) -> np.ndarray:
+def _hashes(data: ConfigDict, texts: Sequence[str]) -> np.ndarray:
+  if data.validation_by != 'text':
+    return np.zeros(0, np.uint64)
   # Not those that hold out to test: of what is left these have no share.
   return np.array([hashed(text, 'validation') for text in texts], np.uint64)
 
@@ -202,4 +205,4 @@ def _by_library(
     texts, labels = sources.read_texts(data, split, start, start + _PART)
     rows = encode(tokenizer, texts)
     yield Part([], np.concatenate(rows), np.array([len(row) for row in rows]),
-               labels, _hashes(texts))
+               labels, _hashes(data, texts))

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.data import tables
+from flax_imdb.data.classes import MOST as MOST_CLASSES, MOST_CHARACTERS
 from flax_imdb.data.tables import shown
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files
@@ -33,8 +34,6 @@ _TEXT_NAMES = frozenset((
 _LABEL_NAMES = frozenset((
     'label', 'labels', 'class', 'category', 'sentiment', 'target', 'stars',
     'rating', 'polarity', 'topic', 'intent', 'emotion'))
-_MOST_CLASSES = 1_000
-_MOST_LABEL = 200  # characters
 _SAMPLE = 1_000  # rows that tell two columns apart
 SPLITS = ('train', 'validation', 'test')
 _LEFT_OUT = 255  # in `Survey.sides`, where others are places in SPLITS
@@ -181,14 +180,14 @@ class _Classes:
     if not name:
       raise UserError(f'{where}: the label is missing: give it one, or leave '
                       'the row out')
-    if len(name) > _MOST_LABEL or not name.isprintable():
+    if len(name) > MOST_CHARACTERS or not name.isprintable():
       raise UserError(
-          f'{where}: the label {shown(name)} has more than {_MOST_LABEL} '
+          f'{where}: the label {shown(name)} has more than {MOST_CHARACTERS} '
           f'characters, or some that can not be printed: shorten it, or {fix}')
-    if len(self.numbers) == _MOST_CLASSES:
+    if len(self.numbers) == MOST_CLASSES:
       raise UserError(
           f'{where}: the label {shown(name)} is that of class '
-          f'{_MOST_CLASSES + 1:,}: is this a column of numbers or of texts? If '
+          f'{MOST_CLASSES + 1:,}: is this a column of numbers or of texts? If '
           f'so, {fix}')
 
 

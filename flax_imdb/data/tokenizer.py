@@ -253,10 +253,10 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
   if not unescapes(tokenizer):
     return [np.asarray(encoding.ids, np.int32)
             for encoding in tokenizer.encode_batch_fast(list(texts))]
-  vocab, marks = tokenizer.get_vocab(), reads_marks(tokenizer)
-  return [np.array([START_ID, *(vocab.get(word, UNKNOWN_ID)
-                                for word in _words(text, marks))], np.int32)
-          for text in texts]
+  if not texts:  # of nothing np.split makes one
+    return []
+  words, numbers, lengths = number_words(texts, reads_marks(tokenizer))
+  return np.split(ids_of(tokenizer)(words)[numbers], np.cumsum(lengths)[:-1])
 
 
 def spans(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:

@@ -198,28 +198,27 @@ def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
   """
   reviews = encode_reviews(tokenizer, texts)
   rows = np.split(reviews.ids, reviews.offsets[1:-1])
-  for i, (text, row, z) in enumerate(
-      zip(texts, rows, logits(params, reviews), strict=True)):
-    prediction: dict[str, Any]
+  found = logits(params, reviews)
+  for i, (text, row, z, best) in enumerate(
+      zip(texts, rows, found, evaluate.predicted(found), strict=True)):
+    prediction: dict[str, Any] = {'label': labels[best]}
     if len(labels) == 2:
-      prediction = {'label': labels[int(z > 0)],
-                    'probability': probability(float(z) / temperature)}
+      prediction['probability'] = probability(float(z) / temperature)
     else:
       each = probabilities([x / temperature for x in z.tolist()])
-      best = int(z.argmax())
-      prediction = {'label': labels[best], 'probability': each[best],
-                    'probabilities': dict(zip(labels, each, strict=True))}
+      prediction |= {'probability': each[best],
+                     'probabilities': dict(zip(labels, each, strict=True))}
     prediction['text'] = text
     if len(row) == 1:
       prediction['note'] = 'no words'
     elif (row[1:] == UNKNOWN_ID).all():
       prediction['note'] = 'only unknown words'
     if explanation:
-      found = explanation(params, reviews[i:i + 1], z)
+      parts = explanation(params, reviews[i:i + 1], z)
       prediction |= {
           'words': [[*span, score] for span, score in zip(
-              spans(tokenizer, text), found.scores.tolist(), strict=True)],
-          'baseline': found.baseline, 'gap': found.gap}
+              spans(tokenizer, text), parts.scores.tolist(), strict=True)],
+          'baseline': parts.baseline, 'gap': parts.gap}
     yield prediction
 
 
