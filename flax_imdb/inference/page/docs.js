@@ -18,29 +18,26 @@ function addList(parent, title, entries) {
   }
 }
 
+function addProperties(parent, title, properties) {
+  addList(parent, title, Object.entries(properties).map(
+    ([name, property]) => [name, property.description]));
+}
+
 function addOperation(path, method, operation, schemas) {
   const section = add(document.getElementById('operations'), 'section');
   section.className = 'operation';
   add(add(section, 'h2'), 'code', `${method.toUpperCase()} ${path}`);
   add(section, 'p', operation.summary);
+  const named = ({$ref}) => $ref ? schemas[$ref.split('/').at(-1)] : {};
   const url = new URL(path.slice(1), document.baseURI);
   const sent = operation.requestBody?.content['application/json'];
-  if (sent) {
-    const schema = schemas[sent.schema.$ref.split('/').at(-1)];
-    addList(section, 'Send', Object.entries(schema.properties).map(
-      ([name, property]) => [name, property.description]));
-  }
+  if (sent) addProperties(section, 'Send', named(sent.schema).properties);
   for (const {value} of Object.values(sent?.examples ?? {none: {}}))
     add(section, 'pre', value === undefined ? `curl ${url}` :
         `curl ${url} --json '${JSON.stringify(value)}'`);
-  for (const answer of Object.values(operation.responses))
-    for (const {schema} of Object.values(answer.content ?? {}))
-      if (schema.$ref) {
-        const {title, properties} = schemas[schema.$ref.split('/').at(-1)];
-        if (properties)
-          addList(section, title, Object.entries(properties).map(
-            ([name, property]) => [name, property.description]));
-      }
+  const {schema} = Object.values(operation.responses[200].content)[0];
+  const {properties} = schema.oneOf ? named(schema.oneOf[0]) : named(schema);
+  if (properties) addProperties(section, 'Get', properties);
   addList(section, 'Status', Object.entries(operation.responses).map(
     ([status, response]) => [status, response.description]));
 }

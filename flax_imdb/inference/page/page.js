@@ -3,6 +3,7 @@
 
 const PREDICT_MS = 100, EXPLAIN_MS = 450;
 const LEAST = 0.1, STRONGEST = 5;  // as in inference/highlight.py
+const MOST_LETTERS = 40;  // of a word that is told of
 
 const EXAMPLES = [
   'Two hours of people whispering in corridors, and I would not have missed a ' +
@@ -30,8 +31,9 @@ function make(name, text, ...classes) {
 }
 
 function percent(probability) {
-  // No answer is certain: 100 is not said of what is a little less.
   const value = 100 * probability;
+  if (value > 99.9) return '> 99.9 %';  // no answer is certain
+  if (value < 0.1) return '< 0.1 %';
   return `${value.toFixed(value > 99 || value < 1 ? 1 : 0)} %`;
 }
 
@@ -81,9 +83,11 @@ function showStrongest() {
   const strongest = [...words].sort((a, b) =>
     Math.abs(b.score) - Math.abs(a.score)).slice(0, STRONGEST);
   find('words').replaceChildren(...strongest.map(({begin, end, score}) => {
-    const item = make('li', '');
+    const item = make('li', '', score > 0 ? 'for' : 'against');
     const sign = score < 0 ? '−' : '+';
-    item.append(make('bdi', review.value.slice(begin, end)),
+    const word = review.value.slice(begin, end);
+    item.append(make('bdi', word.length <= MOST_LETTERS ? word :
+                     `${word.slice(0, MOST_LETTERS)}…`),
                 make('span', sign + Math.abs(score).toFixed(2)));
     return item;
   }));
@@ -117,7 +121,7 @@ function showPrediction(prediction) {
 
 function clear() {
   words = [];
-  find('label').textContent = '\u00a0';
+  find('label').textContent = '–';
   for (const id of ['percent', 'note', 'said']) find(id).textContent = '';
   find('needle').style.removeProperty('--at');
   find('classes').hidden = true;
