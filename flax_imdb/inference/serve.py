@@ -40,6 +40,7 @@ _KEEP_SECONDS = 5  # between two requests
 # they have sent something, and all others are closed at once.
 _MOST_CONNECTIONS = 1000
 _REFUSED_SECONDS = 1
+_BACKLOG = 256  # that the system keeps, and that are accepted at once
 _FILES = 200  # beside those of connections
 _LOOK_SECONDS = 0.1  # for a signal, while nothing is asked
 _LATER = {'retry-after': '1'}
@@ -75,29 +76,39 @@ def serve_run(workdir: str, which: str | None, host: str, port: int,
     metrics = _Metrics()
     batcher = batching.Batcher(found, metrics.batches.observe)
     batcher.warm()
-    server = uvicorn.Server(uvicorn.Config(
-        _application(found, batcher, metrics), http=_Connection, ws='none',
-        loop='asyncio', lifespan='off', log_config=None, log_level='error',
-        access_log=False, server_header=False, backlog=_MOST_CONNECTIONS,
-        timeout_keep_alive=_KEEP_SECONDS))
-    metrics.watch(batcher, server)
     _allow_connections()
     _listen(listener)
-    with (preemption.deferred(look_every=1) as stop,
-          concurrent.futures.ThreadPoolExecutor(1) as pool):
-      running = pool.submit(server.run, [listener])
+    with preemption.deferred(look_every=1) as stop:
       host, port = listener.getsockname()[:2]
       where = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
       announce(f'step {found.step} of {workdir} answers at http://{where}, '
                'until Ctrl-C')
-      try:
-        while not running.done():
-          batcher.work(_LOOK_SECONDS)
-          server.should_exit = stop.signal is not None
-      finally:
-        server.should_exit = True
-    running.result()
+      _answer(listener, found, batcher, metrics,
+              lambda: stop.signal is not None)
     announce(f'stopped by {stop.signal}; what was accepted is answered')
+
+
+def _answer(listener: socket.socket, found: run.Run, batcher: batching.Batcher,
+            metrics: '_Metrics', asked_to_stop: Callable[[], bool]) -> None:
+  """Answers until asked to stop, and then those who came before.
+
+  HTTP has a thread of its own; this one works for it.
+  """
+  server = uvicorn.Server(uvicorn.Config(
+      _application(found, batcher, metrics), http=_Connection, ws='none',
+      loop='asyncio', lifespan='off', log_config=None, log_level='error',
+      access_log=False, server_header=False, backlog=_BACKLOG,
+      timeout_keep_alive=_KEEP_SECONDS))
+  metrics.watch(batcher, server)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    running = pool.submit(server.run, [listener])
+    try:
+      while not running.done():
+        batcher.work(_LOOK_SECONDS)
+        server.should_exit = asked_to_stop()
+    finally:
+      server.should_exit = True
+  running.result()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -120,7 +131,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _listen(listener: socket.socket) -> None:
   try:
-    listener.listen(_MOST_CONNECTIONS)
+    listener.listen(_BACKLOG)
   except OSError as e:  # two that started together may have the same address
     raise _refused(e, *listener.getsockname()[:2]) from e
 
@@ -136,8 +147,9 @@ def _refused(error: OSError, host: str, port: int) -> Exception:
 
 def _allow_connections() -> None:
   """Raises the soft limit of open files, as far as the hard one allows."""
-  # Those who wait to be accepted are all taken before one can be closed.
-  wanted = 3 * _MOST_CONNECTIONS + _FILES
+  # Those that are too many are closed some turns of the event loop after they
+  # are accepted.
+  wanted = 2 * _MOST_CONNECTIONS + 8 * _BACKLOG + _FILES
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != resource.RLIM_INFINITY and soft < wanted:
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -275,7 +287,7 @@ def _measured(app: Starlette, metrics: _Metrics) -> _App:
 
   async def measured(scope: Any, receive: Any, send: Any) -> None:
     status = 0
-    async def send_more(message: dict[str, Any]) -> None:
+    async def send_more(message: Any) -> None:
       nonlocal status
       if message['type'] == 'http.response.start':
         status = message['status']
