@@ -97,8 +97,8 @@ def _answer(listener: socket.socket, found: run.Run, batcher: batching.Batcher,
   server = uvicorn.Server(uvicorn.Config(
       _application(found, batcher, metrics), http=_Connection, ws='none',
       loop='asyncio', lifespan='off', log_config=None, log_level='error',
-      access_log=False, server_header=False, backlog=_BACKLOG,
-      timeout_keep_alive=_KEEP_SECONDS))
+      access_log=False, proxy_headers=False, server_header=False,
+      backlog=_BACKLOG, timeout_keep_alive=_KEEP_SECONDS))
   metrics.watch(batcher, server)
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     running = pool.submit(server.run, [listener])
