@@ -16,10 +16,10 @@ from flax_imdb.errors import STATUSES, UserError
 from flax_imdb.storage import files
 
 # Flags that only some modes take.
-_MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
+_MODES = {'step': ('eval', 'predict', 'serve', 'export'), 'split': ('eval',),
           'input': ('predict',), 'json': ('predict',),
           'explain': ('predict',), 'html': ('predict',),
-          'format': ('export',),
+          'host': ('serve',), 'port': ('serve',), 'format': ('export',),
           'seeds': ('sweep',), 'set': ('sweep',), 'jobs': ('sweep',),
           'minutes': ('tune',)}
 # Modes that are no run themselves, but start some.
@@ -110,15 +110,15 @@ def _flags() -> _Parser:
           *(f'{n:4}  {what}' for n, what in STATUSES.items())]))
   add = parser.add_argument
   add('--mode', default='train', choices=[
-      'train', 'eval', 'predict', 'report', 'export', 'compile', 'prepare',
-      'sweep', 'tune'], metavar='MODE',
-      help='train (or resume), eval, predict, report, export, compile, '
+      'train', 'eval', 'predict', 'serve', 'report', 'export', 'compile',
+      'prepare', 'sweep', 'tune'], metavar='MODE',
+      help='train (or resume), eval, predict, serve, report, export, compile, '
       'prepare, sweep (compare values) or tune (look for better ones)')
   add('--config', default='configs/default.py', metavar='FILE')
   add('--workdir', metavar='DIR', help='run directory; default: runs/ and the '
       'name of the config file, of sweep and tune with that behind')
-  add('--step', metavar='N', help='eval, predict, export: best, latest or a '
-      'number; default: what the run evaluated')
+  add('--step', metavar='N', help='eval, predict, serve, export: best, latest '
+      'or a number; default: what the run evaluated')
   add('--split', default='test', choices=['train', 'validation', 'test'],
       metavar='SPLIT', help='eval: train, validation or test, the default')
   add('--input', metavar='FILE',
@@ -128,15 +128,19 @@ def _flags() -> _Parser:
       help='predict: which words decided; coloured on a terminal')
   add('--html', metavar='FILE',
       help='predict --explain: also a page of the words')
+  add('--host', default='127.0.0.1', metavar='HOST',
+      help='serve: address to listen at; default: this machine')
+  add('--port', type=int, default=8000, metavar='N',
+      help='serve: default: 8000')
   add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
       metavar='FORMAT', help='export: stablehlo, for jax alone, or keras, '
       'model.get_weights() as .npz')
   add('--topology', metavar='NAME', help='compile: for devices that need not '
       'be there, such as v5e:2x2 or cuda:h100x8')
-  add('--set', action='append', default=[], metavar='FIELD=VALUE,VALUE',
+  add('--set', action='append', default=[], metavar='FIELD=A,B',
       help='sweep: values of a field; of several fields all combinations')
   add('--seeds', type=int, default=5, metavar='N',
-      help='sweep: runs a combination, from config.seed on; default: 5')
+      help='sweep: runs a combination, by seed; default: 5')
   add('--jobs', type=int, default=1, metavar='N', help='sweep: runs at a time')
   add('--minutes', type=float, metavar='N',
       help='tune: how long in all, over all starts')
@@ -179,6 +183,9 @@ def _check_mode(args: argparse.Namespace, parser: _Parser) -> None:
     raise UserError('--mode=tune needs --minutes=N, such as 30')
   if args.minutes is not None and not 0 < args.minutes < float('inf'):
     raise UserError(f'--minutes={args.minutes}: must be finite, and over 0')
+  if not 0 <= args.port < 1 << 16:
+    raise UserError(f'--port={args.port}: must be 1 to 65535, or 0 for any '
+                    'that is free')
   for flag in ('seeds', 'jobs'):
     if getattr(args, flag) < 1:
       raise UserError(f'--{flag}={getattr(args, flag)}: must be at least 1')

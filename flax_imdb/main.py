@@ -147,6 +147,9 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
     predict.predict_run(
         args.workdir, args.step, predict.read_reviews(args.words, args.input),
         args.json, args.explain, args.html)
+  elif args.mode == 'serve':
+    from flax_imdb.inference import serve
+    serve.serve_run(args.workdir, args.step, args.host, args.port, announce)
   elif args.mode == 'report':
     from flax_imdb.analysis import baseline, gradients
     workdirs = [args.workdir, *args.words]

@@ -388,3 +388,6 @@ def test_a_wheel_finds_its_configs_from_anywhere(tmp_path):
   assert process.returncode == 2
   assert b'error: config file configs/another.py not found' in process.stderr
   assert pathlib.Path(site, 'flax_imdb', 'data', 'grammar.toml').exists()
+  page = pathlib.Path('flax_imdb', 'inference', 'page')
+  assert {file.name for file in (ROOT / page).iterdir()} == {
+      file.name for file in (site / page).iterdir()} >= {'index.html'}
