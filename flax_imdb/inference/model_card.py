@@ -151,7 +151,7 @@ def _text(card: _Card) -> str:
   return '\n'.join([
       '---', header + '---', '', f'# {code(card.name)}', '', what, '',
       *(f'## {title}\n\n' + '\n'.join(paragraphs(card))
-        for title, paragraphs in sections.items())])
+        for title, paragraphs in sections.items())]) + '\n'
 
 
 def _network(config: ConfigDict) -> str:
@@ -230,7 +230,8 @@ def _data(card: _Card) -> Iterator[str]:
     own = data.validation_split or data.validation_file
     yield 'Validation is ' + (
         'a split of its own' if own else how[data.validation_by]) + (
-            '; it chose the epoch and the temperature.\n')
+            f'; {"the epoch and " * run.evaluates_best(card.config)}the '
+            'temperature were chosen by it.\n')
 
 
 def _shares(classes: dict[str, int]) -> str:

@@ -59,8 +59,8 @@ def train(config: ConfigDict, workdir: str,
     with (preemption.deferred(WAIT_EVERY) as stop,
           Checkpoints(workdir) as checkpoints):
       training = _begin_or_resume(task, checkpoints)
-      _compile(task, training, stop)
       with loggers.told(config, workdir, terminal.announce) as told:
+        _compile(task, training, stop)
         _run_epochs(task, training, stop, told)
         return _finish(task, training, stop, told)
 

@@ -23,11 +23,14 @@ class Service:
 
     Raises what MLflow raises. Its parameters are the config that it began with.
     """
-    for name in 'mlflow', 'alembic':  # which tell of each table they make
-      logging.getLogger(name).setLevel(logging.WARNING)
+    # By itself it would try for four minutes; see `loggers`.
+    os.environ.setdefault('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '2')
     import mlflow
     from mlflow import entities
 
+    # They tell of each table that they make, and of each time they try.
+    for name in 'mlflow', 'alembic', 'urllib3':
+      logging.getLogger(name).setLevel(logging.ERROR)
     self._entities = entities
     self._client = mlflow.MlflowClient()
     if known and self._goes_on(known):
