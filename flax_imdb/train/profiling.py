@@ -28,11 +28,12 @@ class Profile:
     self._steps = range(0) if processes.index() else profiled_steps(config)
     self._workdir, self._announce = workdir, announce
     self._folder: tempfile.TemporaryDirectory | None = None
+    self._traced: list[int] = []
     self._metrics: Any = None  # of the newest step of the trace
 
   def traced(self, train_step: Callable, done: int) -> Callable:
     """The step, after so many were done, which traces itself in its turn."""
-    if not self._steps:
+    if not self._steps:  # none, or of another process
       return train_step
     step = done
 
@@ -45,6 +46,7 @@ class Profile:
         jax.block_until_ready(state)
         self._folder = tempfile.TemporaryDirectory()
         jax.profiler.start_trace(self._folder.name)
+      self._traced.append(step)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, self._metrics = train_step(state, batch)
       if step == self._steps[-1]:
@@ -54,12 +56,18 @@ class Profile:
     return traced
 
   def stop(self) -> None:
-    """Writes the trace that is under way; raises as `files.write`."""
+    """Writes the trace that is under way; raises as `files.write`.
+
+    Says so where one was asked for in vain. There is no second one.
+    """
+    asked, self._steps = self._steps, range(0)
+    if asked and not self._traced:
+      self._announce(f'config.profile={asked[0]},{len(asked)}: no such step '
+                     'was trained')
     if self._folder is None:
       return
     jax.block_until_ready(self._metrics)
     jax.profiler.stop_trace()
-    self._steps = range(0)
     with self._folder as folder:  # a bucket is not written to by XLA
       for path in sorted(pathlib.Path(folder, _FOLDER).rglob('*')):
         if path.is_file():
@@ -67,5 +75,7 @@ class Profile:
               files.as_path(self._workdir) / path.relative_to(folder),
               path.read_bytes())
     self._folder = None
-    self._announce(f'traced steps into {self._workdir}/{_FOLDER}: pip install '
-                   f'xprof && xprof --logdir={self._workdir}')
+    self._announce(
+        f'traced steps {self._traced[0]} to {self._traced[-1]} into '
+        f'{self._workdir}/{_FOLDER}: pip install xprof && xprof '
+        f'--logdir={self._workdir}')
