@@ -43,7 +43,8 @@ def make_gates(config: ConfigDict, model: classifier.SentimentClassifier,
   model = model.clone(recurrence='scan')
 
   @jax.jit
-  def activations(params: Params) -> dict[str, jax.Array]:
+  def activations(
+      params: Params, inputs: dict[str, Any]) -> dict[str, jax.Array]:
     seen = []
     def watch(call, args, kwargs, context):
       result = call(*args, **kwargs)
@@ -69,6 +70,6 @@ def make_gates(config: ConfigDict, model: classifier.SentimentClassifier,
     if model.members > 1:
       params = jax.tree.map(lambda x: x[0], params)
     return {name: np.asarray(x)[inside_TS]
-            for name, x in activations(params).items()}
+            for name, x in activations(params, inputs).items()}
 
   return gates

@@ -72,14 +72,13 @@ def test_the_cell_s_own_step_agrees():
   np.testing.assert_allclose(h, found['output'] * np.tanh(c), atol=1e-6)
 
 
-def test_a_model_of_words_in_segments_is_looked_at_too():
+@pytest.mark.parametrize('objective', ['label', 'language_model'])
+def test_reviews_in_segments_are_looked_at_too(objective):
   config, model, params = tiny_model(**{
-      'objective': 'language_model', 'data.segment_length': 4,
-      'data.bucket_width': 0, 'early_stopping.monitor': 'loss',
-      'show_examples': 0})
+      'objective': objective, 'data.segment_length': 4, 'show_examples': 0})
   found = gates.make_gates(config, model, _reviews([3, 9]))(
       jax.device_get(params))
-  # Two segments of 4 that overlap, and one more, and one of 3.
+  # One segment of 3, and three of 4 that overlap.
   assert found['input'].shape == (3 + 3 * 4, model.width)
 
 
