@@ -377,8 +377,8 @@ def _limits_of_labels(card: _Card) -> Iterator[str]:
            f'accuracy of {linear["accuracy"]:.4f} on the same test: '
            + ('it is as good but for what chance explains, simpler, faster, '
               'and to be preferred.' if gain < noise else
-              f'what this model adds is {gain:.4f}, and most of its decisions '
-              'are those of single words and short phrases.'))
+              f'what this model adds is {gain:.4f}, and most of what it gets '
+              'right single words and short phrases say as well.'))
   else:
     yield ('- It is not known here how a linear model, which forgets the order '
            'of words, does on the same test; `--mode=report` says.')
