@@ -75,11 +75,8 @@ def write_config(workdir: str, config: ConfigDict) -> None:
   rows = [(code(name), code(value),
            code(changed[name][0]) if name in changed else '')
           for name, value in sorted(fields.items())]
-  # Of many columns TensorBoard shows the first ones.
-  order = sorted(fields.keys() - _NOT_SHOWN,
-                 key=lambda name: (name not in changed, name))
   experiment, begin, end = summary.hparams(
-      {name: fields[name] for name in order},
+      {name: x for name, x in fields.items() if name not in _NOT_SHOWN},
       dict.fromkeys(_final_tags(config)))
   del end  # the run has not ended
   _write(workdir, '0.config', 0, [
