@@ -187,9 +187,10 @@ def _header(card: _Card) -> dict[str, Any]:
   if test is None:
     return header
   metrics = [('accuracy', 'Accuracy', test['accuracy']),
-             ('f1', 'Macro F1', test['macro_f1']),
+             *([('f1', 'Macro F1', test['macro_f1'])]
+               if 'macro_f1' in test else []),
              ('loss', 'Loss in nats', test['loss'])]
-  header['metrics'] = ['accuracy', 'f1']
+  header['metrics'] = [kind for kind, _, _ in metrics[:-1]]  # a loss is none
   header['model-index'] = [{'name': card.name, 'results': [{
       'task': {'type': 'text-classification', 'name': 'Text Classification'},
       'dataset': {'type': data.name, 'name': _data_name(data),
@@ -266,8 +267,8 @@ def _results(card: _Card) -> Iterator[str]:
            for split, x in summary.get('linear', {}).items()]
   yield table(('split', '', 'accuracy', 'macro F1', 'loss in nats', 'texts'), [
       (split, what, f'{x["accuracy"]:.4f} ± {_error(x):.4f}',
-       f'{x["macro_f1"]:.4f}', f'{x["loss"]:.4f}', f'{x["n"]:,}')
-      for split, what, x in rows])
+       f'{x["macro_f1"]:.4f}' if 'macro_f1' in x else '',  # not of 0.1
+       f'{x["loss"]:.4f}', f'{x["n"]:,}') for split, what, x in rows])
   yield ('± is the standard error of a share of so many texts; another seed '
          'gives another model, which it does not tell of.\n')
   if calibration := summary.get('calibration'):

@@ -26,7 +26,9 @@ from flax_imdb.storage import files
 from flax_imdb.train import events
 from flax_imdb.train.task import Task
 
-_GATE_REVIEWS = 32  # of validation, whose gates are looked at
+# Reviews of validation whose gates are looked at, and the most states of these.
+_GATE_REVIEWS = 32
+_MOST_STATES = 1 << 24  # 256 MiB of gates
 _MOST_HISTOGRAMS = 100  # of a run: every epoch, or of more every few
 _BINS = 64
 _MOST_VALUES = 1 << 18  # of an array; of a larger one every few
@@ -41,7 +43,7 @@ def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
   """Writes the config; makes histograms(epoch, params) -> summaries.
 
   Of replicated parameters to evaluate with, after an epoch counted from 1, and
-  of the gates on the first 32 reviews that validate. For the first process:
+  of the gates on the first 32 reviews that validate, fewer of large models. For the first process:
   others write nothing and return none. Raises as `files.write`.
   """
   if processes.index() > 0:
@@ -50,8 +52,10 @@ def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
   validation = task.splits.get('validation')
   look: gates.Gates | None = None
   if validation and task.config.model.cell == 'lstm':
-    look = gates.make_gates(
-        task.config, task.model, task.annotate(validation[:_GATE_REVIEWS]))
+    most = _MOST_STATES // (
+        task.config.data.max_length * task.config.model.width)
+    look = gates.make_gates(task.config, task.model, task.annotate(
+        validation[:max(1, min(most, _GATE_REVIEWS))]))
   # 100 of a run at most.
   every = max(1, -(-task.config.num_epochs // _MOST_HISTOGRAMS))
 

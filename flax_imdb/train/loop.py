@@ -175,8 +175,8 @@ def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,
           _epoch_text(line, task.config.num_epochs, reviews_per_second)
           + task.compiled.take())
   finally:
-    profile.stop()
     task.terminal.stop()
+    profile.stop()
   if not task.steps_total and checkpoints.latest() is None:  # only to evaluate
     training.save(score=0.0)
   if stop.agreed() and checkpoints.latest() != training.step:

@@ -229,6 +229,24 @@ def test_an_export_has_the_scores_of_its_weights_alone(trained, tmp_path):
   assert 'which were not evaluated' in _card(workdir / 'export')[1]
 
 
+def test_a_summary_of_0_1_is_enough(trained, tmp_path):
+  workdir, export = _exported(trained, tmp_path)
+  summary = _summary(workdir)
+  for key in 'data', 'calibration':
+    del summary[key]
+  for split in 'validation', 'test':
+    summary[split] = {key: summary[split][key] for key in (
+        'loss', 'accuracy', 'n')}
+  (workdir / 'summary.json').write_text(json.dumps(summary))
+  finished(export())
+  header, body = _card(workdir / 'export')
+  assert header['metrics'] == ['accuracy']
+  test = summary['test']
+  assert (f' ± {model_card._error(test):.4f} |  | {test["loss"]:.4f} | 45 |'
+          ) in body
+  assert 'Probabilities are those of the logits as they are' in body
+
+
 @pytest.mark.parametrize('damaged', [
     '', '[]', '7', '[' * 100_000, '{"evaluated_step": 14}',
     '{"evaluated_step": 14, "test": []}', '{"evaluated_step": 14, "test": '
