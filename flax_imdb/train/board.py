@@ -43,8 +43,9 @@ def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
   """Writes the config; makes histograms(epoch, params) -> summaries.
 
   Of replicated parameters to evaluate with, after an epoch counted from 1, and
-  of the gates on the first 32 reviews that validate, fewer of large models. For the first process:
-  others write nothing and return none. Raises as `files.write`.
+  of the gates on the first 32 reviews that validate, fewer of large models. For
+  the first process: others write nothing and return none. Raises as
+  `files.write`.
   """
   if processes.index() > 0:
     return lambda epoch, params: []
