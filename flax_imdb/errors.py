@@ -3,8 +3,9 @@
 Each message is one line that names the fix; `main` prints it, no traceback.
 """
 
-# What each exit status means. README has the same table, and what is in launch/
-# acts by it: it starts again on those of AGAIN, and never on that of a mistake.
+# What each exit status means. docs/troubleshooting.md has the same table, and
+# what is in launch/ acts by it: it starts again on those of AGAIN, and never on
+# that of a mistake.
 STATUSES = {
     0: 'done',
     1: 'the run failed by itself',

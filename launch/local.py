@@ -6,8 +6,8 @@
 What stands after -- goes to python -m flax_imdb.main, with the address of a
 free port and the number of the process. Each line of output begins with that
 number. Signals go to all processes; when one fails the others get 30 s to say
-why they end, too. The exit status is that of the first that failed, as README
-explains them: after 69 and 75 the same command goes on.
+why they end, too. The exit status is that of the first that failed, as
+docs/troubleshooting.md explains them: after 69 and 75 the same command goes on.
 """
 
 import argparse

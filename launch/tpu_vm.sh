@@ -26,7 +26,7 @@
 # Before the first time: install gcloud, `gcloud auth login`, and for several
 # workers `ssh-add ~/.ssh/google_compute_engine`. Ctrl-C ends neither run nor
 # VM: logs and babysit come back to it. The first failing worker's exit status
-# is that of run, logs and eval, as README explains them.
+# is that of run, logs and eval, as docs/usage.md explains them.
 set -euo pipefail
 
 # Settings, from the environment.

@@ -492,12 +492,13 @@ def test_kubernetes_installs_and_becomes_the_program(jobset, tmp_path):
   assert source.startswith('flax_imdb[tpu] @ https://')
 
 
-# What they do after each exit status is what README says
+# What they do after each exit status is what docs/troubleshooting.md says
 
 
-def test_readme_and_help_have_the_table_of_the_exit_statuses(capsys):
+def test_docs_and_help_have_the_table_of_the_exit_statuses(capsys):
   rows = re.findall(r'^\| (\d+) \| (.*?) \| (.*?) \| (.*?) \|$',
-                    (ROOT / 'README.md').read_text(), re.MULTILINE)
+                    (ROOT / 'docs' / 'troubleshooting.md').read_text(),
+                    re.MULTILINE)
   assert {int(n): meaning for n, meaning, _, _ in rows} == errors.STATUSES
   for n, _, others, of_slurm in rows:
     again = int(n) in errors.AGAIN

@@ -1,4 +1,4 @@
-"""The commands that README shows, run in the order in which it shows them."""
+"""The commands that README and docs/ show, run in the order of the pages."""
 
 import importlib.util
 import json
@@ -17,9 +17,17 @@ from flax_imdb.config import load_config
 from flax_imdb.model import classifier, keras_weights
 
 README = (ROOT / 'README.md').read_text()
-BLOCKS = re.findall(r'```bash\n(.*?)```', README, flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()
-            if line and not line.startswith('#')]
+DOCS = {path.name: path.read_text('utf-8')
+        for path in sorted((ROOT / 'docs').glob('*.md'))}
+# A run that is used comes before what uses it.
+PAGES = [README, *(DOCS[f'{name}.md'] for name in ('usage', 'notebook')), *(
+    page for name, page in DOCS.items()
+    if name not in ('usage.md', 'notebook.md'))]
+BLOCKS = [block for page in PAGES for block in re.findall(
+    r'```bash\n(.*?)```', page, flags=re.DOTALL)]
+COMMANDS = list(dict.fromkeys(
+    line for block in BLOCKS for line in block.splitlines()
+    if line and not line.startswith('#')))
 HAS_IMDB = pathlib.Path(
     os.environ.get('TFDS_DATA_DIR', 'none'), 'imdb_reviews').is_dir()
 needs_imdb = pytest.mark.skipif(
@@ -115,6 +123,31 @@ def test_quickstart_reads_what_word_counts_cannot(home):
   summary = json.loads((home / 'runs/quickstart/summary.json').read_text())
   assert summary['test']['n'] == 1_000
   assert summary['test']['accuracy'] >= 0.93  # bag of words: 0.67
+
+
+def test_the_site_is_built_and_asks_for_nothing_from_elsewhere(tmp_path):
+  process = subprocess.run(
+      [sys.executable, '-m', 'mkdocs', 'build', '--strict',
+       f'--site-dir={tmp_path}'], cwd=ROOT, capture_output=True, text=True,
+      check=False, timeout=300)
+  assert process.returncode == 0, process.stderr  # a dead link, for instance
+  pages = {path.name: path.read_text('utf-8')
+           for path in tmp_path.glob('*.html')}
+  assert {'index.html', 'RESULTS.html', 'usage.html'} <= pages.keys()
+  for name, page in pages.items():
+    for tag in re.findall(r'<(?:script|link|img|iframe)\b[^>]*>', page):
+      assert not re.search(r'(src|href)="?(https?:)?//', tag), (name, tag)
+  fields = load_config('configs/default.py')
+  for name, value in fields.items():
+    names = ([f'{name}.{x}' for x in value] if hasattr(value, 'items')
+             else [name])
+    for x in names:
+      assert len(re.findall(rf'<td><code>{x}</code></td>',
+                            pages['fields.html'])) == 1, x
+
+
+def test_a_visitor_has_read_readme_in_three_minutes():
+  assert len(README.splitlines()) <= 150
 
 
 def test_the_tree_has_a_line_for_each_folder_and_file():
