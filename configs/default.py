@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
   config.init_from = ''  # begin with a run directory's or Keras file's weights
   config.objective = 'label'  # or language_model: pretrain, for init_from
   config.debug = False  # no jit, stop at the first NaN, show tracebacks
+  # Beside TensorBoard, where it is installed: wandb, mlflow or wandb,mlflow.
+  config.loggers = ''  # who else is told of each epoch; '' = none
+  config.profile = ''  # 'first,n': trace n steps from this one on, for XProf
 
   # Optimizer
   config.optimizer = 'adam'  # rmsprop, adam, adamw or sgd

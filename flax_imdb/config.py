@@ -14,6 +14,9 @@ from ml_collections import ConfigDict
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
+LOGGERS = ('wandb', 'mlflow')  # what config.loggers may name
+# Of config.profile: the first step, counted from 1, and how many.
+_STEPS = re.compile(r'([1-9]\d{0,8}),([1-9]\d{0,2})', re.ASCII)
 # Of a data set of tfds, perhaps with its config: glue/sst2.
 _DATA_SET = re.compile(r'\w+(/\w[\w.-]*)?', re.ASCII)
 _ROOT = pathlib.Path(__file__).parent
@@ -50,6 +53,8 @@ _FIELDS = {
     'show_examples': _Field(int, least=0, most=1_000_000),
     'init_from': _TEXT,
     'debug': _BOOL,
+    'loggers': _TEXT,  # some of `LOGGERS` joined by ,
+    'profile': _TEXT,  # two numbers; see `profiled_steps`
     'objective': _Field(str, ('label', 'language_model')),
     'optimizer': _Field(str, ('rmsprop', 'adam', 'adamw', 'sgd')),
     'adam_epsilon': _Field(float, least=0, most=1),
@@ -120,6 +125,7 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
+    'loggers': '', 'profile': '',
     'class_weights': 'none',
     'data.text_field': '', 'data.label_field': '', 'data.word_index': '',
     'data.train_file': '', 'data.validation_file': '', 'data.test_file': '',
@@ -213,6 +219,13 @@ def check_fields(config: ConfigDict) -> None:
   if not set(kinds) <= {'last', 'mean', 'max'} or len(set(kinds)) < len(kinds):
     raise UserError(f'config.model.pooling={config.model.pooling}: choose last,'
                     ' mean, max, or some joined as in max+mean')
+  loggers = config.loggers.split(',') if config.loggers else []
+  if not {*loggers} <= {*LOGGERS} or len({*loggers}) < len(loggers):
+    raise UserError(f'config.loggers={config.loggers!s:.40}: choose '
+                    f'{", ".join(LOGGERS)}, or both as in wandb,mlflow')
+  if config.profile and not _STEPS.fullmatch(config.profile):
+    raise UserError(f'config.profile={config.profile!s:.40}: give the first '
+                    'step and how many, up to 999, as in 100,5')
   inputs = config.model.inputs.split('+')
   if (inputs[0] != 'words' or len(set(inputs)) < len(inputs)
       or not set(inputs[1:]) <= {'bigrams', 'log_odds', 'linear'}
@@ -281,6 +294,15 @@ def _check_files(config: ConfigDict) -> None:
     raise UserError(
         'config.data.test_fraction=0 leaves nothing to test with: give '
         '--config.data.test_file, or a share such as 0.1')
+
+
+def profiled_steps(config: ConfigDict) -> range:
+  """The steps, counted from 1, that config.profile has traced; maybe none."""
+  found = _STEPS.fullmatch(config.profile)
+  if not found:
+    return range(0)
+  first, count = map(int, found.groups())
+  return range(first, first + count)
 
 
 def validation_split(data: ConfigDict) -> str:

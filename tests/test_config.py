@@ -148,7 +148,12 @@ def test_override_names_the_mistake(default, field, text, message):
     ('ema_decay', 1.0, 'under 1'), ('label_smoothing', float('nan'), 'under 1'),
     ('model.word_dropout', 1.0, 'under 1'), ('model.pooling', '', 'last, mean'),
     ('model.pooling', 'max+max', 'last, mean, max'),
-    ('model.pooling', 'sum', 'last, mean, max')])
+    ('model.pooling', 'sum', 'last, mean, max'),
+    ('loggers', 'neptune', 'choose wandb, mlflow'),
+    ('loggers', 'wandb,wandb', 'choose wandb, mlflow'),
+    ('loggers', 'wandb,', 'choose wandb, mlflow'),
+    *(('profile', value, 'as in 100,5') for value in (
+        '5', '0,5', '5,0', '5,1000', '-1,5', '1,2,3', '5, 2', 'a,b'))])
 def test_check_refuses(default, field, value, message):
   default.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message) as e:

@@ -114,7 +114,8 @@ def _may_change(config: ConfigDict) -> set[str]:
   They say how long it goes on and what it shows. Any other would make it a run
   whose first steps were another's: of other data, another model or other steps.
   """
-  fields = {'debug', 'show_examples', 'early_stopping.patience', 'num_epochs'}
+  fields = {'debug', 'show_examples', 'early_stopping.patience', 'num_epochs',
+            'loggers', 'profile'}
   if config.schedule == 'cosine':  # which falls until the last epoch
     fields.remove('num_epochs')
   return fields

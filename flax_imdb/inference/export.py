@@ -17,6 +17,7 @@ from flax_imdb.data.batches import shapes
 from flax_imdb.data.reading import Reading
 from flax_imdb.data.tokenizer import PADDING_ID, unescapes
 from flax_imdb.errors import UserError
+from flax_imdb.inference import model_card
 from flax_imdb.model import classifier, keras_weights
 from flax_imdb.storage import files
 
@@ -35,7 +36,7 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   in one call, if they are; order, the words of the longest n-gram; step, of the
   parameters; temperature, by which a logit is divided to become a probability;
   unescape, whether HTML's entities are to be read before the tokenizer.
-  examples/serve_export.py does all that.
+  And MODEL_CARD.md, of `model_card`. examples/serve_export.py does all that.
 
   It becomes export/ of the run directory. Returns one line that says what was
   written. `which` and errors as of `run.restore`, and of `files.write`.
@@ -62,6 +63,7 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   files.write(folder / 'model.json', json.dumps(about, indent=2) + '\n')
   files.write(folder / 'model.stablehlo', program(
       config, restored.model, devices.to_host(restored.params)))
+  model_card.write_export(workdir, restored)
   return f'wrote step {restored.step} to {folder}'
 
 

@@ -15,15 +15,22 @@ from flax_imdb.cluster import devices, preemption, processes
 from flax_imdb.data import sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reviews import Reviews
-from flax_imdb.inference import calibration, confusion, evaluate, predict
+from flax_imdb.inference import (
+  calibration,
+  confusion,
+  evaluate,
+  model_card,
+  predict,
+)
 from flax_imdb.model import classifier
 from flax_imdb.terminal import Rate, Terminal
-from flax_imdb.train import language_model, programs, stopping
+from flax_imdb.train import board, language_model, loggers, programs, stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import learning_rate_schedule
+from flax_imdb.train.profiling import Profile
 from flax_imdb.train.step import TrainState, init_state, state_shapes
 from flax_imdb.train.task import Task, load
-from flax_imdb.train.writers import Writers
+from flax_imdb.train.writers import Writers, scalars
 
 # The host looks at the metrics and the votes each so many steps, and then at
 # those of the look before: an accelerator's queue is bounded, never runs dry.
@@ -41,6 +48,7 @@ def train(config: ConfigDict, workdir: str,
   loss is no longer finite, of which nothing is saved, and Preempted if a signal
   asked for it, when the last step is saved.
   """
+  loggers.check(config)
   devices.check_batch_size(config.global_batch_size)
   # Refused early is what is too much for two classes: how many there are is not
   # known before there is data.
@@ -51,9 +59,10 @@ def train(config: ConfigDict, workdir: str,
     with (preemption.deferred(WAIT_EVERY) as stop,
           Checkpoints(workdir) as checkpoints):
       training = _begin_or_resume(task, checkpoints)
-      _compile(task, training, stop)
-      _run_epochs(task, training, stop)
-      return _finish(task, training, stop)
+      with loggers.told(config, workdir, terminal.announce) as told:
+        _compile(task, training, stop)
+        _run_epochs(task, training, stop, told)
+        return _finish(task, training, stop, told)
 
 
 @dataclasses.dataclass
@@ -126,8 +135,8 @@ def _compile(task: Task, training: _Training, stop: preemption.Stop) -> None:
   training.progress.seconds += time.perf_counter() - start
 
 
-def _run_epochs(
-    task: Task, training: _Training, stop: preemption.Stop) -> None:
+def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,
+                told: loggers.Loggers) -> None:
   """Trains to the end, or until it is stopped; all that was done is saved.
 
   The order matters. The metrics line is on disk before the checkpoint that
@@ -137,7 +146,9 @@ def _run_epochs(
   """
   checkpoints, early_stopping = training.checkpoints, task.config.early_stopping
   writers = Writers(task.workdir, training.step)
-  train_step = stop.voting(task.train_step)
+  profile = Profile(task.config, task.workdir, task.terminal.announce)
+  train_step = profile.traced(stop.voting(task.train_step), training.step)
+  histograms = board.make_histograms(task)
   task.terminal.start(training.step, task.steps_total)
   try:
     while (training.step < task.steps_total and not training.progress.stopped
@@ -155,13 +166,17 @@ def _run_epochs(
       training.progress.seconds += rate.seconds()
       line = _line(task, training.step, metrics, validation)
       processes.report_alive('save')
-      writers.write(line, {'reviews_per_second': reviews_per_second})
+      rates = {'reviews_per_second': reviews_per_second}
+      writers.write(line, rates, histograms(
+          line['epoch'], training.state.eval_params()))
       training.save(score)
+      told.log(training.step, scalars(line | rates))
       task.terminal.announce(
           _epoch_text(line, task.config.num_epochs, reviews_per_second)
           + task.compiled.take())
   finally:
     task.terminal.stop()
+    profile.stop()
   if not task.steps_total and checkpoints.latest() is None:  # only to evaluate
     training.save(score=0.0)
   if stop.agreed() and checkpoints.latest() != training.step:
@@ -228,8 +243,8 @@ def _score(task: Task, outputs: np.ndarray,
   return evaluate.score(outputs, reviews.labels)
 
 
-def _finish(task: Task, training: _Training,
-            stop: preemption.Stop) -> dict[str, Any]:
+def _finish(task: Task, training: _Training, stop: preemption.Stop,
+            told: loggers.Loggers) -> dict[str, Any]:
   """Evaluates what the config asks for, and writes how that went.
 
   The summary comes last: beside one nothing is missing.
@@ -275,7 +290,8 @@ def _finish(task: Task, training: _Training,
   summary = {
       'config': config.to_dict(), 'step': step, 'steps_total': task.steps_total,
       'best_step': best, 'evaluated_step': evaluated,
-      'stopped_epoch': epoch if training.progress.stopped else None, **scores,
+      'stopped_epoch': epoch if training.progress.stopped else None,
+      'data': task.counts(), **scores,
       **({'linear': linear} if linear else {}), **calibrated,
       'seconds': round(training.progress.seconds, 3),
       'parameters': classifier.parameter_count(trained),
@@ -283,6 +299,10 @@ def _finish(task: Task, training: _Training,
   processes.report_alive('save')
   if calibrated:
     run.write_calibration(task.workdir, evaluated, temperature)
+  board.write_results(task, params, summary, outputs)
+  model_card.write(task.workdir, config, task.labels,
+                   task.tokenizer.get_vocab_size(), summary)
+  told.log_results(evaluated, board.final_scalars(summary))
   run.write_summary(task.workdir, summary)
   what = 'reviews' if config.objective == 'label' else 'words'
   for line in (f'evaluated: the weights of step {evaluated} of {step}',

@@ -59,6 +59,22 @@ class Task:
   def steps_total(self) -> int:
     return self.config.num_epochs * self.batches.steps_per_epoch
 
+  def counts(self) -> dict[str, dict[str, Any]]:
+    """The texts of each split, n, and of each class by its name.
+
+    Those without labels that train as well are 'unlabelled'; to predict words
+    no label is read.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for split, reviews in self.splits.items():
+      found[split] = {'n': len(reviews)}
+      if self.config.objective == 'label':
+        found[split]['classes'] = dict(zip(self.labels, np.bincount(
+            reviews.labels, minlength=len(self.labels)).tolist(), strict=True))
+    if more := len(self.batches.reviews) - len(self.splits['train']):
+      found['unlabelled'] = {'n': more}
+    return found
+
 
 def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
   """Reads all that training needs, then makes the run directory.

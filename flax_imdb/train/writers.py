@@ -1,8 +1,8 @@
 """What a run writes of each epoch: metrics.jsonl and TensorBoard events."""
 
+from collections.abc import Sequence
 import json
 import socket
-import struct
 import time
 from typing import Any
 
@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from flax_imdb.cluster import processes
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
+from flax_imdb.train import events as event_files
 
 _MOST_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 bytes each
 
@@ -43,38 +44,30 @@ class Writers:
     self._start = step
     self._events: Any = None  # their file, once there is one
 
-  def write(self, line: dict[str, Any], rates: dict[str, float]) -> None:
+  def write(self, line: dict[str, Any], rates: dict[str, float],
+            summaries: Sequence[Any] = ()) -> None:
     """Writes one line, which has a 'step', on disk when this returns.
 
-    TensorBoard is told the `rates` as well; of nested dicts it gets tags such
-    as train/loss. Raises as `files.append`; a half-written line is cut later.
+    TensorBoard is told the `rates` as well, and `summaries`, those of `board`.
+    Raises as `files.append`; a half-written line is cut later.
     """
     if self._silent:
       return
     files.append(self._path, json.dumps(line).encode() + b'\n')
-    values = [{'tag': tag, 'simple_value': value} for tag, value in
-              flatten_dict(line | rates, sep='/').items() if tag != 'step']
-    events = [{'step': line['step'], 'summary': {'value': values}}]
+    step = line['step']
+    events = [{'step': step, 'summary': summary} for summary in (
+        event_files.scalars(scalars(line | rates)), *summaries)]
     if self._events is None:
       name = f'{time.time():.0f}.{socket.gethostname()}.{self._start}'
       self._events = self._path.with_name(f'events.out.tfevents.{name}')
-      events = [{'file_version': 'brain.Event:2'},
+      events = [event_files.VERSION,
                 # START: what other files say of later steps is purged.
                 {'step': self._start + 1, 'session_log': {'status': 1}},
                 *events]
-    files.append(self._events, b''.join(map(_record, events)))
+    files.append(self._events, event_files.records(events))
 
 
-def _record(event: dict[str, Any]) -> bytes:
-  """An event as TensorBoard reads it: length, CRC of it, bytes, CRC of them.
-
-  Not tensorboardX' SummaryWriter, whose thread loses its queue in a kill.
-  """
-  # Only now: it imports PyTorch where there is one, a second that the first
-  # step need not wait for.
-  from tensorboardX.proto.event_pb2 import Event
-  from tensorboardX.record_writer import masked_crc32c
-
-  content = Event(wall_time=time.time(), **event).SerializeToString()
-  return b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in (
-      struct.pack('<Q', len(content)), content))
+def scalars(line: dict[str, Any]) -> dict[str, float]:
+  """The numbers of a line by tags such as train/loss; not its step."""
+  return {tag: value for tag, value in flatten_dict(line, sep='/').items()
+          if tag != 'step'}

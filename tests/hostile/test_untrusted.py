@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+import types
 import zipfile
 
 import h5py
@@ -27,7 +28,7 @@ import tensorstore
 
 from flax_imdb import main
 from flax_imdb.checkpoint import run, seal
-from flax_imdb.config import load_config, read_config
+from flax_imdb.config import load_config, packaged, read_config
 from flax_imdb.data import sources
 from flax_imdb.data.reviews import load_splits
 from flax_imdb.data.tokenizer import (
@@ -36,8 +37,10 @@ from flax_imdb.data.tokenizer import (
   save_tokenizer,
 )
 from flax_imdb.errors import UserError
+from flax_imdb.inference import model_card
 from flax_imdb.model import keras_weights
 from flax_imdb.storage import npz
+from flax_imdb.train import loggers
 from flax_imdb.train.writers import Writers
 
 SOURCES = sorted((ROOT / 'flax_imdb').rglob('*.py'))
@@ -414,6 +417,11 @@ READERS = {
     'calibration.json': lambda path: run.read_temperature(path, 7),
     'labels.json': lambda path: run.read_labels(path.parent),
     'metrics.jsonl': lambda path: Writers(path.parent, 7),
+    'loggers.json': lambda path: loggers._read_ids(str(path.parent)),
+    'summary.json': lambda path: model_card.write_export(
+        str(path.parent), types.SimpleNamespace(
+            config=packaged('default'), labels=sources.LABELS, step=7,
+            tokenizer=fit_tokenizer(['a word'], 10))),
 }
 
 

@@ -89,7 +89,9 @@ def test_a_remote_run_is_evaluated_predicted_with_and_exported(store, trained):
       run_main(*words, f'--workdir={trained[0]}'))
   finished(run_main('--mode=export', *argv, **store.env))
   exported = store.files('run/export/')
-  assert set(exported) == {'model.json', 'model.stablehlo', 'tokenizer.json'}
+  assert set(exported) == {'MODEL_CARD.md', 'model.json', 'model.stablehlo',
+                           'tokenizer.json'}
+  assert b'serve_export.py' in exported['MODEL_CARD.md']
   store.delete('run/export/')
 
 

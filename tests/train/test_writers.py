@@ -22,17 +22,21 @@ def _write(workdir, lines=LINES, step=0):
     writers.write(line, {'reviews_per_second': 2.5})
 
 
-def _events(workdir):
-  """The TensorBoard events of a directory, file by file."""
-  events = []
-  for path in sorted(pathlib.Path(workdir).glob('events.out.tfevents.*')):
-    data, at = path.read_bytes(), 0
-    while at < len(data):
-      (length,) = struct.unpack_from('<Q', data, at)
-      events.append(event_pb2.Event.FromString(data[at + 12:at + 12 + length]))
-      at += length + 16  # a length, its CRC, the event, its CRC
-    assert at == len(data)
+def events_of(path):
+  """The TensorBoard events of a file."""
+  events, data, at = [], path.read_bytes(), 0
+  while at < len(data):
+    (length,) = struct.unpack_from('<Q', data, at)
+    events.append(event_pb2.Event.FromString(data[at + 12:at + 12 + length]))
+    at += length + 16  # a length, its CRC, the event, its CRC
+  assert at == len(data)
   return events
+
+
+def _events(workdir):
+  """Those of a directory, file by file."""
+  paths = sorted(pathlib.Path(workdir).glob('events.out.tfevents.*'))
+  return [event for path in paths for event in events_of(path)]
 
 
 def test_every_line_is_json_and_holds_no_rates(tmp_path):
