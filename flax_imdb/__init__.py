@@ -11,6 +11,8 @@ From Python:
   run.predict(['Not bad at all.'])
   run.explain(['Not bad at all.'])
   run.evaluate('test')
+  run.history  # a dict of scores an epoch
+  run.summary  # what train returned
 
 To import it starts nothing, and does not import jax.
 """

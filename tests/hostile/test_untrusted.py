@@ -414,6 +414,7 @@ READERS = {
     'calibration.json': lambda path: run.read_temperature(path, 7),
     'labels.json': lambda path: run.read_labels(path.parent),
     'metrics.jsonl': lambda path: Writers(path.parent, 7),
+    'summary.json': lambda path: run.read_summary(path.parent),
 }
 
 
