@@ -17,6 +17,7 @@ From Python:
 To import it starts nothing, and does not import jax.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
   from flax_imdb.api import OpenedRun
 
 __version__ = '0.1.0'
+
+# The folder train/ would take the place of the function below when it is first
+# imported. So it is now, empty as it is.
+importlib.import_module('flax_imdb.train')
 
 
 def load_config(path: str) -> 'ConfigDict':

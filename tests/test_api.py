@@ -32,6 +32,7 @@ config = flax_imdb.load_config('configs/quickstart.py')
 for field, value in {fields}:
   override(config, field, value)
 summary = flax_imdb.train(config, 'mine', quiet=True)
+assert flax_imdb.train(config, 'mine', quiet=True) == summary  # it has ended
 run = flax_imdb.load('mine')
 print(json.dumps([summary['params_sha256'], summary['test'], run.step,
                   run.labels, run.evaluate(), run.predict(['A good film.', '']),
