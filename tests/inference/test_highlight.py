@@ -105,9 +105,11 @@ def test_a_terminal_is_sent_no_command(text):
 
 
 def test_a_fragment_brings_its_colours_and_nothing_of_a_text_is_obeyed():
-  fragment = highlight.fragment([_prediction(text) for text in HOSTILE])
+  between = _prediction('<i>not</i> bad', words=[[11, 14, 1.0]])
+  fragment = highlight.fragment([
+      between, *(_prediction(text) for text in HOSTILE)])
   elements = _Reader(fragment).elements
-  assert [tag for tag, _ in elements].count('p') == len(HOSTILE)
+  assert [tag for tag, _ in elements].count('p') == 1 + len(HOSTILE)
   assert {tag for tag, _ in elements} == {'p', 'strong', 'br', 'mark'}
   assert {name for _, attributes in elements for name in attributes} == {
       'dir', 'style'}
