@@ -1,9 +1,11 @@
-"""What the site has beside docs/: README first, every field, and the results.
+"""What the site has beside docs/: README first, every field, results, the tour.
 
 `mkdocs build --strict` calls this. Nothing it adds is written to the checkout,
 so a page can't differ from what it is made of.
 """
 
+import base64
+import json
 import pathlib
 import re
 
@@ -14,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What pages show or link to that lies outside docs/, and where it goes.
 BESIDE = {'README.md': 'index.md', 'RESULTS.md': 'RESULTS.md',
           'CHANGELOG.md': 'CHANGELOG.md', 'CONTRIBUTING.md': 'CONTRIBUTING.md',
+          'examples/tour.ipynb': 'tour.md',
           'benchmarks/gradient.png': 'gradient.png',
           'benchmarks/scaling.png': 'scaling.png'}
 
@@ -22,6 +25,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
   """Adds the pages and pictures that are made of other files."""
   for source, name in BESIDE.items():
     content = (ROOT / source).read_bytes()
+    if source.endswith('.ipynb'):
+      content, pictures = notebook_page(content.decode())
+      for picture, png in pictures.items():
+        files.append(File.generated(config, picture, content=png))
     if name.endswith('.md'):
       content = _moved(content.decode()).encode()
     files.append(File.generated(config, name, content=content))
@@ -39,7 +46,38 @@ def _moved(markdown: str) -> str:
   for source, name in BESIDE.items():
     markdown = re.sub(rf'\]\((\.\./)?{re.escape(source)}(?=[)#])',
                       f']({name}', markdown)
-  return markdown.replace('](docs/', '](')
+  return re.sub(r'\]\((\.\./)?docs/', '](', markdown)
+
+
+def notebook_page(notebook: str) -> tuple[bytes, dict[str, bytes]]:
+  """A notebook with its outputs as Markdown, and its pictures by name."""
+  page: list[str] = []
+  pictures = {}
+  for cell in json.loads(notebook)['cells']:
+    source = ''.join(cell['source'])
+    if cell['cell_type'] == 'markdown':
+      page.append(source)
+      continue
+    page.append(f'```python\n{source}\n```')
+    printed = ''
+    for output in cell['outputs']:
+      data = {kind: ''.join(lines) for kind, lines in output.get(
+          'data', {'text/plain': output.get('text', '')}).items()}
+      if 'image/png' in data:
+        name = f'{cell["id"]}.png'
+        pictures[name] = base64.b64decode(data['image/png'])
+        page += [*_fenced(printed), f'![what it shows]({name})']
+        printed = ''
+      elif data['text/plain'].startswith('<'):  # an object's name: it is HTML
+        page.append(data['text/html'])
+      else:
+        printed += data['text/plain'].rstrip() + '\n'
+    page += _fenced(printed)
+  return '\n\n'.join(page).encode(), pictures
+
+
+def _fenced(text: str) -> list[str]:
+  return [f'```text\n{text.rstrip()}\n```'] if text else []
 
 
 def fields_page() -> str:

@@ -11,10 +11,13 @@ From Python:
   run.predict(['Not bad at all.'])
   run.explain(['Not bad at all.'])
   run.evaluate('test')
+  run.history  # a dict of scores an epoch
+  run.summary  # what train returned
 
 To import it starts nothing, and does not import jax.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
   from flax_imdb.api import OpenedRun
 
 __version__ = '0.1.0'
+
+# The folder train/ would take the place of the function below when it is first
+# imported. So it is now, empty as it is.
+importlib.import_module('flax_imdb.train')
 
 
 def load_config(path: str) -> 'ConfigDict':

@@ -37,11 +37,12 @@ class OpenedRun:
     config: of the run, a ConfigDict.
     labels: the names of the classes, in order.
     step: after which the weights were so.
+    workdir: where it lies.
   """
 
   def __init__(self, workdir: str, step: str | int | None = None):
     """See `flax_imdb.load`."""
-    workdir = files.absolute(workdir)
+    self.workdir = workdir = files.absolute(workdir)
     saved = files.as_path(workdir) / 'config.json'
     if saved.exists():
       _start_jax(read_config(saved).global_batch_size)
@@ -52,6 +53,22 @@ class OpenedRun:
     self.step = self._run.step
     self._logits = evaluate.make_logits(
         self.config, evaluate.forward_of(self._run), self._run.ngrams.annotate)
+
+  @property
+  def summary(self) -> dict[str, Any]:
+    """What `flax_imdb.train` returned; UserError if it has not ended."""
+    from flax_imdb.checkpoint import run
+    return run.read_summary(self.workdir)
+
+  @property
+  def history(self) -> list[dict[str, Any]]:
+    """A dict an epoch: epoch, step, and the scores of train and validation.
+
+    These are dicts of loss in nats, accuracy and n, and of validation macro F1;
+    a run without validation has none. Raises UserError if they are damaged.
+    """
+    from flax_imdb.checkpoint import run
+    return run.read_history(self.workdir)
 
   def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Label and probability of each text, a dict each.

@@ -32,15 +32,17 @@ config = flax_imdb.load_config('configs/quickstart.py')
 for field, value in {fields}:
   override(config, field, value)
 summary = flax_imdb.train(config, 'mine', quiet=True)
+assert flax_imdb.train(config, 'mine', quiet=True) == summary  # it has ended
 run = flax_imdb.load('mine')
 print(json.dumps([summary['params_sha256'], summary['test'], run.step,
-                  run.labels, run.evaluate(), run.predict(['A good film.', ''])
-                  ]))
+                  run.labels, run.evaluate(), run.predict(['A good film.', '']),
+                  run.history]))
+assert run.summary == summary
 '''
   process = _python(program, tmp_path)
   assert process.returncode == 0, process.stderr
   assert 'Warning' not in process.stderr and 'jax was' not in process.stderr
-  sha256, test, step, labels, evaluated, predictions = json.loads(
+  sha256, test, step, labels, evaluated, predictions, history = json.loads(
       process.stdout)
   finished(run_here(*TINY, f'--workdir={tmp_path}/command'))
   summary = json.loads((tmp_path / 'command' / 'summary.json').read_text())
@@ -52,6 +54,9 @@ print(json.dumps([summary['params_sha256'], summary['test'], run.step,
       '--mode=predict', '--json', f'--workdir={tmp_path}/command',
       stdin=b'A good film.\n\n')).splitlines()
   assert predictions == [json.loads(line) for line in lines]
+  lines = (tmp_path / 'command' / 'metrics.jsonl').read_text().splitlines()
+  assert history == [json.loads(line) for line in lines]
+  assert [line['epoch'] for line in history] == [1, 2]
 
 
 def test_a_setting_that_comes_too_late_is_told(trained, tmp_path):

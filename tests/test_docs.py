@@ -137,6 +137,9 @@ def test_the_site_is_built_and_asks_for_nothing_from_elsewhere(tmp_path):
   for name, page in pages.items():
     for tag in re.findall(r'<(?:script|link|img|iframe)\b[^>]*>', page):
       assert not re.search(r'(src|href)="?(https?:)?//', tag), (name, tag)
+  shown = re.findall(r'<img [^>]*src="?(\w+\.png)', pages['tour.html'])
+  assert len(shown) == 6 and all((tmp_path / name).exists() for name in shown)
+  assert '<mark ' in pages['tour.html'] and 'epoch 1/' in pages['tour.html']
   fields = load_config('configs/default.py')
   for name, value in fields.items():
     names = ([f'{name}.{x}' for x in value] if hasattr(value, 'items')

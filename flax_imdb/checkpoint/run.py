@@ -45,6 +45,8 @@ from flax_imdb.storage import bucket, files
 TEMPERATURES = 0.1, 10.0  # the least and the greatest that there may be
 _MOST_BYTES = 1 << 10  # of calibration.json; ours have 55
 _MOST_LABEL_BYTES = 1 << 20  # of labels.json; `classes` allows 800,000
+_MOST_HISTORY_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 each
+_MOST_SUMMARY_BYTES = 1 << 24  # a matrix of 1,000 classes has 3 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,44 @@ def read_labels(workdir: str) -> tuple[str, ...]:
     raise UserError(f'{path} holds no names of classes ({e}): copy it again '
                     'from the run directory, or train again') from e
   return tuple(names)
+
+
+def read_history(workdir: str) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl, one an epoch; [] before the first has ended.
+
+  Each has epoch, step, and the scores of train and, if there is one, of
+  validation. A last line that is half-written is left out. Raises UserError if
+  another, which may be a stranger's, is damaged, or the file can't be read.
+  """
+  path = files.as_path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  lines = files.read_bytes(path, _MOST_HISTORY_BYTES).splitlines(keepends=True)
+  return [_read_object(path, line) for line in lines if line.endswith(b'\n')]
+
+
+def read_summary(workdir: str) -> dict[str, Any]:
+  """What summary.json holds, as `train` returned it.
+
+  Raises UserError if the run has not ended, or the file, which may be a
+  stranger's, is damaged or can't be read.
+  """
+  path = files.as_path(workdir) / 'summary.json'
+  if not path.exists():
+    raise UserError(f'{workdir} has no summary.json yet: train it to its end')
+  return _read_object(path, files.read_bytes(path, _MOST_SUMMARY_BYTES))
+
+
+def _read_object(path: files.Path, content: bytes) -> dict[str, Any]:
+  try:
+    found = json.loads(content)
+    if not isinstance(found, dict):
+      raise ValueError('it is no object')
+  except (ValueError, RecursionError) as e:
+    raise UserError(f'{path} is damaged ({e}) where it says {content!r:.40}: '
+                    'copy it again from the run directory, or train again'
+                    ) from e
+  return found
 
 
 def read_temperature(path: str | os.PathLike[str], step: int) -> float:

@@ -108,3 +108,30 @@ def page_review(prediction: dict[str, Any]) -> str:
 def sums(prediction: dict[str, Any]) -> str:
   """Where the scores begin, and what they lack to add up to the logit."""
   return f'baseline {prediction["baseline"]:+.2f}, gap {prediction["gap"]:+.4f}'
+
+
+def fragment(predictions: Sequence[dict[str, Any]]) -> str:
+  """What `predict` returned with its words, as HTML for a notebook to show.
+
+  Each text is a paragraph below its label and probability, with its words as on
+  the page. Colours stand at each word: a notebook that is not trusted shows no
+  style sheet.
+  """
+  parts = []
+  for prediction in predictions:
+    text, done = prediction['text'].translate(_PICTURES), 0
+    words = ''
+    for begin, end, share in _shares(prediction['words']):
+      colour = '22, 143, 70' if share > 0 else '214, 48, 49'
+      line = 'solid' if share > 0 else 'dashed'
+      words += (f'{html.escape(text[done:begin])}<mark style="color: inherit; '
+                f'background-color: rgba({colour}, {abs(share) * .45:.2f}); '
+                f'border-bottom: 2px {line} rgba({colour}, {abs(share):.2f})">'
+                f'{html.escape(text[begin:end])}</mark>')
+      done = end
+    parts.append(
+        f'<p dir="auto" style="max-width: 46em; line-height: 1.7">'
+        f'<strong>{html.escape(prediction["label"])} '
+        f'{prediction["probability"]:.3f}</strong><br>'
+        f'{words}{html.escape(text[done:])}</p>')
+  return '\n'.join(parts)

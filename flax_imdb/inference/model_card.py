@@ -28,7 +28,6 @@ from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
 NAME = 'MODEL_CARD.md'
-_MOST_BYTES = 1 << 24  # of summary.json; of 1,000 long names it has a tenth
 _MOST_CLASSES = 100  # in a table: those with the fewest reviews are left out
 # Fields that say what is shown, and those that may name places of a machine.
 _NOT_SHOWN = {'debug', 'loggers', 'profile', 'show_examples'}
@@ -116,13 +115,11 @@ def write_export(workdir: str, restored: run.Run) -> None:
                exported=True)
   text = _text(card)
   if path.exists():
-    content = files.read_bytes(path, _MOST_BYTES)
+    summary = run.read_summary(workdir)
     try:
-      summary = json.loads(content)
       if summary['evaluated_step'] == restored.step:
         text = _text(dataclasses.replace(card, summary=summary))
-    except (ValueError, TypeError, KeyError, AttributeError,
-            RecursionError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
       raise UserError(f'{path} is not a summary ({e!s:.100}): copy it again '
                       'from the run directory, or train again') from e
   files.write(files.as_path(workdir) / 'export' / NAME, text)

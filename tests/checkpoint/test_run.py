@@ -57,3 +57,28 @@ def test_names_of_a_stranger_are_refused_in_one_line(tmp_path, content):
     run.read_labels(str(tmp_path))
   assert str(tmp_path / 'labels.json') in str(caught.value)
   assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_history_ends_where_a_run_was_killed(tmp_path):
+  assert run.read_history(str(tmp_path)) == []
+  (tmp_path / 'metrics.jsonl').write_text('{"epoch": 1}\n{"epoch": 2}\n{"ep')
+  assert run.read_history(str(tmp_path)) == [{'epoch': 1}, {'epoch': 2}]
+
+
+def test_a_run_that_has_not_ended_has_no_summary(tmp_path):
+  with pytest.raises(UserError, match='no summary.json yet: train it'):
+    run.read_summary(str(tmp_path))
+
+
+@pytest.mark.parametrize('name, read', [
+    ('metrics.jsonl', run.read_history), ('summary.json', run.read_summary)])
+@pytest.mark.parametrize('content', [
+    b'\n', b'[]\n', b'7\n', b'{"a": 1\n', b'\xff\n', b'[' * 99_999 + b'\n',
+    b'{}\n' + b' ' * (1 << 24)])
+def test_an_account_of_a_stranger_is_refused_in_one_line(
+    tmp_path, name, read, content):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError) as caught:
+    read(str(tmp_path))
+  assert str(tmp_path / name) in str(caught.value)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) < 400

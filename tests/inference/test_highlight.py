@@ -1,6 +1,7 @@
 """Coloured words: the text stays what it is, and nothing in it is obeyed."""
 
 import html.parser
+import re
 
 import pytest
 
@@ -101,3 +102,20 @@ def test_a_terminal_is_sent_no_command(text):
   assert len(found) == len(text)  # places stay what they are
   assert all(x.isprintable() or x in '\t\n\u202e\u202c' for x in found)
   assert not set(highlight.strongest(text, _words(text))) & {'\x1b', '\0'}
+
+
+def test_a_fragment_brings_its_colours_and_nothing_of_a_text_is_obeyed():
+  between = _prediction('<i>not</i> bad', words=[[11, 14, 1.0]])
+  fragment = highlight.fragment([
+      between, *(_prediction(text) for text in HOSTILE)])
+  elements = _Reader(fragment).elements
+  assert [tag for tag, _ in elements].count('p') == 1 + len(HOSTILE)
+  assert {tag for tag, _ in elements} == {'p', 'strong', 'br', 'mark'}
+  assert {name for _, attributes in elements for name in attributes} == {
+      'dir', 'style'}
+  assert 'url(' not in fragment and not set(fragment) & set('\x00\x1b\x7f\x9b')
+  shown = re.sub('<.*?>', '', fragment)
+  for text in HOSTILE:
+    assert html.escape(text.translate(highlight._PICTURES)) in shown
+  assert 'rgba(22, 143, 70, 0.45); border-bottom: 2px solid' in fragment
+  assert 'rgba(214, 48, 49, 0.11); border-bottom: 2px dashed' in fragment
