@@ -6,7 +6,7 @@ the CSS variables of `VARIABLES`, and text its font, so that a figure follows
 light and dark, and can be searched. A PNG is drawn in the light ones, on white.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import io
 from typing import TYPE_CHECKING, Any
@@ -32,16 +32,16 @@ _MOST_POINTS = 400  # of a line: more are not seen
 _MOST_MARKED = 24  # points of a line, of which each has a dot
 _MOST_CELLS = 12  # classes of a matrix with numbers in it
 MOST_CLASSES = 40  # of a matrix at all
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 10,
-    'font.family': 'sans-serif', 'figure.figsize': _SIZE,
+    'font.family': 'sans-serif',
     'figure.constrained_layout.use': True, 'axes.spines.top': False,
     'axes.spines.right': False, 'axes.edgecolor': _FAINT,
     'axes.labelcolor': _TEXT, 'axes.grid': True, 'axes.axisbelow': True,
     'grid.color': _GRID, 'grid.linewidth': 0.8, 'text.color': _TEXT,
     'xtick.color': _FAINT, 'ytick.color': _FAINT, 'xtick.labelcolor': _TEXT,
     'ytick.labelcolor': _TEXT, 'legend.frameon': False, 'legend.fontsize': 9,
-    'lines.linewidth': 1.8, 'lines.markersize': 4.5}
+    'legend.handlelength': 2.8, 'lines.linewidth': 1.8, 'lines.markersize': 4.5}
 
 Draw = Callable[['Axes'], None]
 
@@ -50,7 +50,7 @@ Draw = Callable[['Axes'], None]
 class Line:
   """A run in a figure of several: whose colour and name it has."""
   series: int  # of `SERIES`, which begin anew after the last
-  name: str  # of the group, which the legend has once
+  name: str  # of the group, which the legend has once; '' of the only one
   faint: bool = False  # one of several of its group
 
   @property
@@ -73,14 +73,17 @@ class Figure:
   png: bytes
 
 
-def draw(name: str, title: str, about: str, caption: str,
-         paint: Draw) -> Figure:
-  """Draws what `paint` puts on axes, in the style of all figures."""
+def draw(name: str, title: str, about: str, caption: str, paint: Draw,
+         narrow: bool = False) -> Figure:
+  """Draws what `paint` puts on axes, in the style of all figures.
+
+  A `narrow` one is for a page that puts three side by side.
+  """
   import matplotlib
   from matplotlib.figure import Figure as Canvas
 
   with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}):
-    canvas = Canvas()
+    canvas = Canvas(figsize=(3.3, 2.9) if narrow else _SIZE)
     paint(canvas.add_subplot())
     svg, png = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
@@ -135,9 +138,9 @@ def _few(count: int) -> np.ndarray:
 
 
 def _legend(axes: 'Axes', **where: Any) -> None:
-  """Names what is drawn, each once, unless it is one thing."""
+  """Names what is drawn, each once, if it has a name."""
   handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-  if len(handles) > 1:
+  if handles:
     legend = axes.legend(handles.values(), handles.keys(), **where)
     for handle in legend.legend_handles:
       if handle is not None:
@@ -149,38 +152,60 @@ def learning(key: str, runs: Sequence[tuple[Line, list[Epoch]]],
   """Loss or accuracy by epoch: training dashed, validation solid.
 
   Of each run, `best` is the step of the best epoch, a ring, and `stopped` the
-  epoch after which it was stopped early, a line.
+  epoch after which it was stopped early, a cross. Of several of a group there
+  is the mean, too, as far as all have come.
   """
   def paint(axes: 'Axes') -> None:
     from matplotlib.ticker import MaxNLocator
 
-    several = len({line.name for line, _ in runs}) > 1
+    named = 'validation' if any(
+        epoch.validation for _, epochs in runs for epoch in epochs) else 'train'
     for (line, epochs), step, end in zip(runs, best, stopped, strict=True):
       shown = [epochs[i] for i in _few(len(epochs))]
       mark = 'o' if len(epochs) <= _MOST_MARKED and not line.faint else ''
-      for split, dashes in ('train', (0, (4, 2))), ('validation', '-'):
+      for split, shown_as, dashes in (
+          ('train', 'training', (0, (4, 2))),
+          ('validation', 'validation', '-')):
         scores = [(epoch.number, getattr(epoch, split)[key])
                   for epoch in shown if getattr(epoch, split)]
         if scores:
           axes.plot(*zip(*scores, strict=True), marker=mark,
-                    label=(f'{line.name}, {split}' if several else
-                           {'train': 'training'}.get(split, split)),
+                    label='' if line.faint else shown_as if not line.name else
+                    line.name if split == named else '',
                     **line.style | {'linestyle': dashes})
       for epoch in epochs:
         if epoch.step == step and epoch.validation:
           axes.plot([epoch.number], [epoch.validation[key]], 'o',
                     markersize=11, markerfacecolor='none', markeredgewidth=1.5,
                     markeredgecolor=line.style['color'],
-                    label='' if several else 'best epoch')
+                    label='' if line.name else 'best epoch')
       if end is not None:
-        axes.axvline(end, color=_FAINT, linestyle=':', linewidth=1.2,
-                     label='stopped early')
+        of_end = [epoch for epoch in epochs if epoch.number == end]
+        axes.plot([epoch.number for epoch in of_end],
+                  [(epoch.validation or epoch.train)[key] for epoch in of_end],
+                  'x', markersize=10, markeredgewidth=1.8,
+                  color=line.style['color'],
+                  label='' if line.name else 'stopped early')
+    for line, means in _means(key, runs):
+      axes.plot(range(1, len(means) + 1), means, label=line.name or (
+          'mean of validation'), **line.style)
     axes.set(xlabel='epoch', ylabel=(
         'loss, nats' if key == 'loss' else key))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.margins(x=0.06, y=0.1)
     _legend(axes, loc='best')
   return paint
+
+
+def _means(key: str, runs: Sequence[tuple[Line, list[Epoch]]]) -> Iterator[
+    tuple[Line, list[float]]]:
+  """Of each group of several runs the mean validation score by epoch."""
+  for line in dict.fromkeys(line for line, _ in runs if line.faint):
+    scores = [[epoch.validation[key] for epoch in epochs if epoch.validation]
+              for other, epochs in runs if other == line]
+    yield dataclasses.replace(line, faint=False), [
+        sum(each) / len(each) for each in zip(*scores, strict=False)][
+            :_MOST_POINTS]
 
 
 def curves(kind: str, runs: Sequence[tuple[Line, Curve]]) -> Draw:
@@ -206,7 +231,7 @@ def reliability(
   def paint(axes: 'Axes') -> None:
     least = 1 / class_count
     axes.plot([least, 1], [least, 1], color=_FAINT, linestyle=':',
-              linewidth=1.2, label='as sure as right')
+              linewidth=1.2)
     for line, rows in runs:
       x, y = ([row[key] for row in rows] for key in ('confidence', 'accuracy'))
       n = np.array([row['n'] for row in rows])
@@ -234,8 +259,7 @@ def by_length(runs: Sequence[tuple[Line, list[dict[str, float]]]],
       axes.errorbar(x, y, yerror(error, line), marker='o', capsize=0,
                     label=line.name, **line.style)
     if most_read < longest:
-      axes.axvline(most_read, color=_FAINT, linestyle=':', linewidth=1.2,
-                   label=f'{most_read:,} words are read')
+      axes.axvline(most_read, color=_FAINT, linestyle=':', linewidth=1.2)
     axes.set(xlabel='words in the review', ylabel='accuracy', xscale='log')
     _plain_ticks(axes)
     axes.margins(y=0.1)
@@ -298,11 +322,11 @@ def rates(runs: Sequence[tuple[Line, list[tuple[int, float]]]]) -> Draw:
       axes.plot(*zip(*few, strict=True), label=line.name, marker=(
           'o' if len(points) <= _MOST_MARKED and not line.faint else ''),
                 **line.style)
-    axes.set(xlabel='step', ylabel='reviews a second', ylim=(0, None))
+    axes.set(xlabel='step', ylabel='reviews a second', xlim=(0, None),
+             ylim=(0, None))
     axes.yaxis.set_major_formatter('{x:,.0f}')
     axes.xaxis.set_major_formatter('{x:,.0f}')
     axes.locator_params(axis='x', nbins=5)
-    axes.margins(x=0.06)
     _legend(axes, loc='best')
   return paint
 
@@ -314,7 +338,8 @@ def gradients(runs: Sequence[tuple[Line, str, np.ndarray]]) -> Draw:
   median and the upper one, in a band.
   """
   def paint(axes: 'Axes') -> None:
-    several = len({line.name for line, _, _ in runs}) > 1
+    from matplotlib.ticker import FuncFormatter
+
     for line, when, quartiles in runs:
       lags = _few(quartiles.shape[1])[::max(1, quartiles.shape[1] // 100)]
       # A log axis has no place for the zeros that float32 makes below 1e-45.
@@ -322,11 +347,15 @@ def gradients(runs: Sequence[tuple[Line, str, np.ndarray]]) -> Draw:
           quartiles > 0, quartiles, np.nan)[:, lags]
       style = line.style | {'linestyle': '--' if when == 'before' else '-'}
       axes.plot(lags, median, label=(
-          f'{line.name}, {when}' if several else f'{when} training'), **style)
+          f'{when} training' if not line.name else
+          line.name if when == 'after' else ''),
+                **style)
       if not line.faint:
         axes.fill_between(lags, low, high, color=style['color'], alpha=0.14,
                           linewidth=0)
     axes.set(xlabel='lag from the last token', ylabel='norm of the gradient',
              yscale='log')
+    # Not matplotlib's own, which are mathematics, and need its fonts.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
     _legend(axes, loc='best')
   return paint

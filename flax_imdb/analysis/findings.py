@@ -9,13 +9,17 @@ import dataclasses
 import json
 import operator
 import pathlib
+import statistics
 import time
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from flax_imdb.analysis import assessment, baseline, gradients, history
+from flax_imdb.analysis import assessment, baseline
+from flax_imdb.analysis.assessment import Curve
+from flax_imdb.analysis.gradients import Quartiles, measure
+from flax_imdb.analysis.history import History, Scores
 from flax_imdb.analysis.mistakes import Mistake, explained
 from flax_imdb.checkpoint import run
 from flax_imdb.config import differences
@@ -31,7 +35,7 @@ Announce = Callable[[str], None]
 @dataclasses.dataclass(eq=False)
 class Findings:
   """What is known of a run; of what is missing, why, in a sentence."""
-  history: history.History
+  history: History
   name: str  # of its directory, as short as no other has it
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
   step: int | None = None  # of the weights that were evaluated
@@ -40,7 +44,8 @@ class Findings:
   test_seconds: float | None = None
   mistakes: list[Mistake] = dataclasses.field(default_factory=list)
   baseline: dict[str, Any] = dataclasses.field(default_factory=dict)
-  norms: dict[str, gradients.Norms] = dataclasses.field(default_factory=dict)
+  # As of `gradients.measure`.
+  gradients: dict[str, Quartiles] = dataclasses.field(default_factory=dict)
 
   @property
   def config(self) -> ConfigDict:
@@ -48,7 +53,7 @@ class Findings:
     return self.history.config
 
   @property
-  def scores(self) -> history.Scores:
+  def scores(self) -> Scores:
     """Those on test: computed now, else what the run wrote; {} without."""
     if self.test:
       return self.test.scores
@@ -71,7 +76,7 @@ class Findings:
             else self._summary('reliability', []))
 
   @property
-  def linear(self) -> history.Scores:
+  def linear(self) -> Scores:
     """The same of a linear model."""
     return (self.baseline or self._summary('linear', {})).get('test', {})
 
@@ -81,6 +86,21 @@ class Findings:
     if not run.evaluates_best(self.config):
       return None
     return self._summary('best_step', self.step)
+
+  @property
+  def stopped_epoch(self) -> int | None:
+    """The epoch after which it was stopped early, if it was."""
+    return self._summary('stopped_epoch')
+
+  @property
+  def rate(self) -> float | None:
+    """Reviews a second in training, the mean of its epochs, if known."""
+    rates = self.history.rates
+    return statistics.mean(x for _, x in rates) if rates else None
+
+  def curves(self, name: str) -> list[Curve]:
+    """Those called 'roc' or 'precision-recall'; [] where test is missing."""
+    return getattr(self.test, name.replace('-', '_')) if self.test else []
 
   def _summary(self, name: str, otherwise: Any = None) -> Any:
     summary = self.history.summary
@@ -128,18 +148,18 @@ def grouped(found: Sequence[Findings]) -> list[Group]:
     config = one.config.to_dict() | {'seed': 0}
     by_config.setdefault(json.dumps(config, sort_keys=True), []).append(one)
   groups = list(by_config.values())
-  fields = _differing([runs[0].config for runs in groups])
+  fields = differing([runs[0].config for runs in groups])
   def name(runs: list[Findings]) -> str:
     if len(runs) == 1:
       return runs[0].name
     if 1 <= len(fields) <= 3:
       return ', '.join(f'{field}={value(runs[0].config, field)}'
                        for field in fields)
-    return f'{runs[0].name} and {len(runs) - 1} more'
+    return f'{runs[0].name}…{runs[-1].name}'
   return [Group(name(runs), i, runs) for i, runs in enumerate(groups)]
 
 
-def _differing(configs: Sequence[ConfigDict]) -> list[str]:
+def differing(configs: Sequence[ConfigDict]) -> list[str]:
   """The fields, but for the seed, in which one differs from the first."""
   return sorted({field for config in configs for field in differences(
       configs[0], config)} - {'seed'})
@@ -190,9 +210,7 @@ def gather(one: Findings, explains: bool, announce: Announce) -> None:
     with part('No linear model could be fitted', 'baseline'):
       one.baseline = baseline.compare(workdir, restored, announce)
   with part('They could not be measured', 'gradients'):
-    one.norms = {when: {place: gradients.quartiles(x) for place, x in
-                        norms.items()} for when, norms in gradients.measure(
-                            restored, announce).items()}
+    one.gradients = measure(restored, announce)
 
 
 def _evaluate(one: Findings, restored: run.Run, explains: bool,

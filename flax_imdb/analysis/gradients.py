@@ -29,8 +29,10 @@ LENGTH = 400  # tokens; shorter reviews are left out, longer ones cut
 _MOST_REVIEWS = 256
 PLACES = {'h': 'hidden state', 'c': 'cell state', 'x': 'embedded input'}
 
-# [lag, review] gradient norms by place
+# By place: gradient norms [lag, review], or [3, lag], their lower quartile,
+# median and upper quartile over reviews.
 Norms = dict[str, np.ndarray]
+Quartiles = dict[str, np.ndarray]
 
 
 def gradient_norms(model: classifier.SentimentClassifier, params: Any,
@@ -85,8 +87,8 @@ def long_reviews(
 
 
 def measure(restored: run.Run,
-            announce: Callable[[str], None]) -> dict[str, Norms]:
-  """The norms 'before' the first step and 'after' the last, on validation.
+            announce: Callable[[str], None]) -> dict[str, Quartiles]:
+  """Of the norms 'before' the first step and 'after' the last, on validation.
 
   After it are the weights that the run evaluated. `announce` is told what takes
   time; UserError as `load_splits` and `long_reviews`.
@@ -102,36 +104,41 @@ def measure(restored: run.Run,
     if restored.model.members > 1:
       params = jax.tree.map(lambda x: x[0], params)  # of the first member
     params = jax.device_put(params, jax.local_devices()[0])
-    found[when] = gradient_norms(restored.model, params, batch)
+    norms = gradient_norms(restored.model, params, batch)
+    found[when] = {place: quartiles(x) for place, x in norms.items()}
   return found
 
 
-def write(folder: pathlib.Path, measured: dict[str, dict[str, Norms]]) -> None:
-  """Writes gradient.csv and gradient.png of runs by name; see `files.write`."""
+def write(folder: pathlib.Path,
+          measured: dict[str, dict[str, Quartiles]]) -> None:
+  """Writes gradient.csv and gradient.png of runs by name, as of `measure`.
+
+  Errors as of `files.write`.
+  """
   files.write(folder / 'gradient.csv', _csv(measured))
   files.write(folder / 'gradient.png', _figure(measured))
 
 
 def quartiles(norms: np.ndarray) -> np.ndarray:
-  """[lag, review] -> [3, lag]: lower quartile, median, upper quartile."""
+  """float64 [lag, review] -> [3, lag]: lower, median, upper."""
   return np.quantile(norms, [0.25, 0.5, 0.75], axis=1)
 
 
-def _csv(measured: dict[str, dict[str, Norms]]) -> str:
+def _csv(measured: dict[str, dict[str, Quartiles]]) -> str:
   table = io.StringIO()
   writer = csv.writer(table)
   writer.writerow(['run', 'training', 'gradient with respect to', 'lag',
                    'lower quartile', 'median', 'upper quartile'])
   for name, found in measured.items():
-    for when, norms in found.items():
-      for place, values in norms.items():
-        for lag, row in enumerate(quartiles(values).T):
+    for when, by_place in found.items():
+      for place, three in by_place.items():
+        for lag, row in enumerate(three.T):
           writer.writerow([name, when, PLACES[place], lag,
                            *(f'{x:.6g}' for x in row)])
   return table.getvalue()
 
 
-def _figure(measured: dict[str, dict[str, Norms]]) -> bytes:
+def _figure(measured: dict[str, dict[str, Quartiles]]) -> bytes:
   """A PNG: a panel a place, a colour a run, dashed before and solid after."""
   from matplotlib.figure import Figure
 
@@ -141,11 +148,11 @@ def _figure(measured: dict[str, dict[str, Norms]]) -> bytes:
     panel.set(title=title, xlabel='lag from the last token', yscale='log')
     panel.grid(alpha=0.3)
     for i, (name, found) in enumerate(measured.items()):
-      for when, norms in found.items():
-        if place not in norms:
+      for when, by_place in found.items():
+        if place not in by_place:
           continue
         # A log axis has no place for the zeros that float32 makes below 1e-45.
-        three = quartiles(norms[place])
+        three = by_place[place]
         low, median, high = np.where(three > 0, three, np.nan)
         panel.plot(median, '--' if when == 'before' else '-',
                    color=f'C{i}', label=f'{name}, {when} training')

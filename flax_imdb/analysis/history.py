@@ -86,7 +86,7 @@ def _epochs(workdir: str) -> list[Epoch]:
   path = files.as_path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
-  found = []
+  found: list[Epoch] = []
   for line in files.read_bytes(path, _MOST_BYTES).splitlines(keepends=True):
     if not line.endswith(b'\n'):
       break

@@ -65,7 +65,8 @@ def excerpt(text: str, words: Sequence[highlight.Word]) -> tuple[
   """
   if len(text) <= _MOST_CHARACTERS or not words:
     return text[:_MOST_CHARACTERS], list(words), (
-        '' if len(text) <= _MOST_CHARACTERS else _note(0, text))
+        '' if len(text) <= _MOST_CHARACTERS else
+        _note(_MOST_CHARACTERS, text))
   begins = np.array([word[0] for word in words])
   ends = np.array([word[1] for word in words])
   totals = np.concatenate([[0], np.cumsum([abs(word[2]) for word in words])])
@@ -75,14 +76,15 @@ def excerpt(text: str, words: Sequence[highlight.Word]) -> tuple[
   stop = int(max(stops[first], first + 1))
   begin = int(begins[first])
   if begin + _MOST_CHARACTERS > len(text):  # nothing is left out behind it
-    begin = len(text) - _MOST_CHARACTERS
-    first = int(np.searchsorted(begins, begin))
+    first = int(np.searchsorted(begins, len(text) - _MOST_CHARACTERS))
+    first = min(first, len(words) - 1)
+    begin = int(begins[first])
   end = min(begin + _MOST_CHARACTERS, len(text))
   return text[begin:end], [
       [a - begin, min(b, end) - begin, score]
-      for a, b, score in words[first:stop]], _note(begin, text)
+      for a, b, score in words[first:stop]], _note(end - begin, text)
 
 
-def _note(begin: int, text: str) -> str:
-  return (f'{_MOST_CHARACTERS:,} of its {len(text):,} characters, from the '
-          f'{begin + 1:,}. on, where its words count most')
+def _note(count: int, text: str) -> str:
+  return (f'{count:,} of its {len(text):,} characters, where its words count '
+          'most')

@@ -17,6 +17,15 @@ def standard_error(values: Sequence[float]) -> float | None:
   return statistics.stdev(values) / math.sqrt(len(values))
 
 
+def mean(values: Sequence[float], form: str) -> str:
+  """The mean, with its standard error if there are several that differ."""
+  if not values:
+    return '–'
+  error = standard_error(values)
+  return f'{statistics.mean(values):{form}}' + (
+      f' ± {error:{form}}' if error else '')
+
+
 def paragraph(group: Group) -> str:
   """What was trained on what, and how well, in a paragraph."""
   one = group.first

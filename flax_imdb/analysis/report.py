@@ -5,12 +5,13 @@ Nothing in it executes: the template escapes what it is given, figures are
 drawn here, and the page asks nobody for anything.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import importlib.metadata
 import importlib.util
 import pathlib
 import platform
+import re
 import shlex
 import statistics
 import time
@@ -20,17 +21,24 @@ import jax
 import numpy as np
 
 from flax_imdb import __version__
-from flax_imdb.analysis import figures, findings, gradients, history, prose
+from flax_imdb.analysis import (
+  figures,
+  findings,
+  gradients,
+  history,
+  illustrations,
+  prose,
+)
 from flax_imdb.analysis.findings import Announce, Findings, Group
+from flax_imdb.analysis.mistakes import Mistake
 from flax_imdb.config import completions, differences, nearest, packaged
 from flax_imdb.errors import UserError
 from flax_imdb.inference import confusion, highlight
 from flax_imdb.storage import files
 
 # The page has 3 MB at most, of which a run takes up to 50 KB in the curves, and
-# a group of them 250 KB in matrix and mistakes.
+# each of the first groups 250 KB in matrix and mistakes.
 _MOST_RUNS = 20
-_MOST_GROUPS_IN_DETAIL = 6
 _MOST_ROWS = 20  # of the classes' table, as on the screen
 _PACKAGES = {'jinja2': 'jinja2', 'matplotlib': 'matplotlib',
              'sklearn': 'scikit-learn'}
@@ -57,12 +65,12 @@ def report(workdirs: Sequence[str], announce: Announce) -> None:
   for group in groups:
     for one in group.runs:
       findings.gather(one, one is group.first and (
-          group.series < _MOST_GROUPS_IN_DETAIL), announce)
+          group.series < illustrations.MOST_GROUPS), announce)
   folder = files.as_path(workdirs[0]) / 'report'
-  measured = {one.name: one.norms for one in found if one.norms}
+  measured = {one.name: one.gradients for one in found if one.gradients}
   if measured:
     gradients.write(folder, measured)
-  drawn = _figures(groups)
+  drawn = illustrations.drawn(groups)
   for figure in drawn.values():
     files.write(folder / f'{figure.name}.png', figure.png)
   page = _page(groups, drawn, workdirs)
@@ -79,142 +87,12 @@ def _check_packages() -> None:
                     "'flax_imdb[report]'")
 
 
-def _lines(groups: Sequence[Group]) -> Iterator[
-    tuple[figures.Line, Findings]]:
-  for group in groups:
-    for one in group.runs:
-      yield figures.Line(
-          group.series, group.name, len(group.runs) > 1), one
-
-
-def _figures(groups: Sequence[Group]) -> dict[str, figures.Figure]:
-  """All figures that there is something for, by name."""
-  found: dict[str, figures.Figure] = {}
-  def add(name: str, title: str, about: str, caption: str,
-          paint: figures.Draw) -> None:
-    found[name] = figures.draw(name, title, about, caption, paint)
-  lines = list(_lines(groups))
-  whose = f' of {len(lines)} runs' if len(lines) > 1 else ''
-  trained = [(line, one) for line, one in lines if one.history.epochs]
-  if trained:
-    best = [one.best_step for _, one in trained]
-    stopped = [one.history.summary.stopped_epoch if one.history.summary
-               else None for _, one in trained]
-    for key in 'loss', 'accuracy':
-      add(key, f'{key.title()} by epoch', _about_learning(key, trained),
-          'Training is dashed, with dropout and while the weights still move; '
-          'validation is solid.' + (' A ring is the best epoch.' if any(
-              x is not None for x in best) else ''),
-          figures.learning(key, [(line, one.history.epochs)
-                                 for line, one in trained], best, stopped))
-  for group in groups[:_MOST_GROUPS_IN_DETAIL]:
-    matrix, labels = group.confusion, group.first.history.labels
-    if matrix is not None and len(labels) <= figures.MOST_CLASSES:
-      runs = f', {len(group.runs)} runs added up' if len(group.runs) > 1 else ''
-      add(f'confusion-{group.series}' if len(groups) > 1 else 'confusion',
-          f'Confusion matrix{f": {group.name}" if len(groups) > 1 else ""}',
-          _about_confusion(matrix, labels),
-          'A row is what reviews are, a column what they are taken for; the '
-          f'stronger, the more of the row{runs}.',
-          figures.confusion(matrix, labels, group.series))
-  _add_curves(add, lines, whose)
-  reliable = [(line, one) for line, one in lines if one.reliability]
-  if reliable:
-    add('reliability', 'Reliability diagram',
-        f'Accuracy by confidence{whose}. ' + '; '.join(
-            f'{one.name}: expected calibration error {one.ece:.4f}'
-            for _, one in reliable if one.ece is not None),
-        'On the dotted line a model is right as often as it says. The larger '
-        'the dot, the more reviews.',
-        figures.reliability([(line, one.reliability) for line, one in reliable],
-                            min(len(one.history.labels) for _, one in lines)))
-  tested = [(line, one.test) for line, one in lines if one.test]
-  if tested:
-    rows = tested[0][1].by_length
-    add('length', 'Accuracy by length',
-        f'From {rows[0]["accuracy"]:.3f} for up to {rows[0]["most"]:,.0f} '
-        f'words to {rows[-1]["accuracy"]:.3f} for {rows[-1]["least"]:,.0f} and '
-        'more.', 'Each dot is a tenth of the test reviews, by their number of '
-        'words; the bar is a standard error.',
-        figures.by_length([(line, test.by_length) for line, test in tested],
-                          max(one.config.data.max_length
-                              for _, one in lines) - 1))
-  timed = [(line, one.history.rates) for line, one in lines
-           if one.history.rates]
-  if timed:
-    add('rates', 'Reviews a second', f'Of each epoch in training{whose}.',
-        'Training alone, with what was compiled on the way; where and beside '
-        'what it ran is not known.', figures.rates(timed))
-  for place, title in gradients.PLACES.items():
-    measured = [(line, when, norms[place]) for line, one in lines
-                for when, norms in one.norms.items() if place in norms]
-    if measured:
-      add(f'gradient-{title.replace(" ", "-")}', f'Gradient: {title}',
-          f'Norm of the gradient of the logit by lag{whose}: after training '
-          + '; '.join(f'{line.name} {three[1, -1]:.1e} at lag '
-                      f'{three.shape[1] - 1}' for line, when, three in measured
-                      if when == 'after'),
-          f'With respect to the {title} so many tokens before the last: median '
-          'and quartiles; before training dashed.',
-          figures.gradients(measured))
-  return found
-
-
-def _about_learning(key: str, trained: Sequence[
-    tuple[figures.Line, Findings]]) -> str:
-  said = []
-  for _, one in trained:
-    last = one.history.epochs[-1]
-    split = 'validation' if last.validation else 'train'
-    said.append(f'{one.name}: {split} {key} {getattr(last, split)[key]:.4f} '
-                f'after epoch {last.number}')
-  return '; '.join(said) + '.'
-
-
-def _about_confusion(matrix: np.ndarray, labels: Sequence[str]) -> str:
-  right = int(np.trace(matrix))
-  said = f'{right:,} of {int(matrix.sum()):,} reviews are on the diagonal'
-  wrong = matrix - np.diag(np.diag(matrix))
-  i, j = np.unravel_index(int(wrong.argmax()), wrong.shape)
-  return said + (f'; most often {labels[i]} is taken for {labels[j]}, '
-                 f'{wrong[i, j]:,} times.' if wrong.any() else '.')
-
-
-def _add_curves(add: Callable, lines: Sequence[tuple[figures.Line, Findings]],
-                whose: str) -> None:
-  """ROC and precision-recall: a line a run, or of one run a line a class."""
-  for name, title, caption in (
-      ('roc', 'ROC curve', 'The nearer to the upper left, the better; the '
-       'dotted line is chance.'),
-      ('precision-recall', 'Precision and recall', 'The nearer to the upper '
-       'right, the better.')):
-    field = name.replace('-', '_')
-    found = []
-    for line, one in lines:
-      of_run = getattr(one.test, field) if one.test else []
-      if len(lines) == 1 and len(one.history.labels) > 2:
-        found += [(figures.Line(i, curve.name), curve)
-                  for i, curve in enumerate(of_run)]
-      elif len(one.history.labels) == 2:
-        found += [(line, curve) for curve in of_run]
-    if not found:
-      continue
-    what = 'area under it' if name == 'roc' else 'mean precision'
-    of_class = found[0][1].name
-    each = ('Each class against all others. ' if len({
-        curve.name for _, curve in found}) > 1 else
-            f'{of_class} against the other class. ')
-    add(name, title, f'{what}{whose}: ' + '; '.join(
-        f'{line.name} {curve.area:.4f}' for line, curve in found),
-        each + caption, figures.curves(name, found))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Row:
-  """A line of the table of scores."""
+  """A line of the table of scores, or of the only group a large number."""
   label: str
   cells: list[str]  # one a group
-  about: str  # of the first group, under a large number
+  about: str | None  # what stands under the number; None: only in the table
 
 
 def _rows(groups: Sequence[Group]) -> list[_Row]:
@@ -228,43 +106,38 @@ def _rows(groups: Sequence[Group]) -> list[_Row]:
         'accuracy')
   def seconds(one: Findings) -> float | None:
     return one.history.summary.seconds if one.history.summary else None
-  def rate(one: Findings) -> float | None:
-    rates = one.history.rates
-    return statistics.mean(x for _, x in rates) if rates else None
   def parameters(one: Findings) -> float | None:
     summary = one.history.summary
     return summary.parameters if summary else one.parameters
   rows = []
   for label, about, form, find in (
-      ('Test accuracy', '', '.4f', lambda one: one.scores.get('accuracy')),
-      ('Test loss', 'nats', '.4f', lambda one: one.scores.get('loss')),
-      ('Macro F1', 'on test', '.4f', lambda one: one.scores.get('macro_f1')),
+      ('Test accuracy', _above(groups), '.4f',
+       lambda one: one.scores.get('accuracy')),
+      ('Test loss', 'cross entropy, nats', '.4f',
+       lambda one: one.scores.get('loss')),
+      ('Test macro F1', None, '.4f', lambda one: one.scores.get('macro_f1')),
       ('Calibration error', 'expected, on test', '.4f', lambda one: one.ece),
-      ('Validation accuracy', '', '.4f', validation),
-      ('Linear model', 'its test accuracy', '.4f',
+      ('Validation accuracy', None, '.4f', validation),
+      ('Linear model’s test accuracy', None, '.4f',
        lambda one: one.linear.get('accuracy')),
-      ('Parameters', '', ',.0f', parameters),
+      ('Parameters', 'numbers learned', ',.0f', parameters),
       ('Training time', 'seconds', ',.1f', seconds),
-      ('Reviews a second', 'in training', ',.0f', rate)):
+      ('Reviews a second', 'in training', ',.0f', lambda one: one.rate)):
     values = of(find)
     if any(values):
-      rows.append(_Row(label, [_mean_text(x, form) for x in values],
-                       _about_mean(values[0], form, about)))
+      rows.append(_Row(
+          label, [prose.mean(x, form) for x in values], about))
   return rows
 
 
-def _mean_text(values: Sequence[float], form: str) -> str:
-  """The mean, with its standard error if there are several that differ."""
-  if not values:
-    return '–'
-  error = prose.standard_error(values)
-  return f'{statistics.mean(values):{form}}' + (
-      f' ± {error:{form}}' if error else '')
-
-
-def _about_mean(values: Sequence[float], form: str, about: str) -> str:
-  several = f'mean of {len(values)} seeds' if len(values) > 1 else ''
-  return ', '.join(x for x in (about, several) if x)
+def _above(groups: Sequence[Group]) -> str:
+  """How much more the first group has than its linear model."""
+  accuracies = [(one.scores['accuracy'], one.linear['accuracy'])
+                for one in groups[0].runs if one.scores and one.linear]
+  if not accuracies:
+    return 'share recognised'
+  more = statistics.mean(own - linear for own, linear in accuracies)
+  return f'linear model: {100 * more:+.1f} points'
 
 
 def _page(groups: Sequence[Group], drawn: dict[str, figures.Figure],
@@ -280,8 +153,11 @@ def _page(groups: Sequence[Group], drawn: dict[str, figures.Figure],
   environment = Environment(
       autoescape=True, undefined=StrictUndefined, trim_blocks=True,
       lstrip_blocks=True, finalize=visible)
-  environment.filters['marked'] = lambda x: Markup(
-      highlight.marked(x.text, x.words))  # which escapes
+  def marked(mistake: Mistake) -> Markup:
+    """Its text, which is escaped, with the line breaks of IMDB's as such."""
+    return Markup(re.sub(r'(&lt;br */?&gt;\s*)+', '\n', highlight.marked(
+        mistake.text, mistake.words)))
+  environment.filters['marked'] = marked
   environment.filters['svg'] = lambda figure: Markup(figure.svg)
   template = environment.from_string(
       pathlib.Path(__file__).with_name('report.html').read_text('utf-8'))
@@ -292,15 +168,27 @@ def _page(groups: Sequence[Group], drawn: dict[str, figures.Figure],
       words=[(group, prose.paragraph(group)) for group in groups],
       missing=_missing(groups, drawn), classes=[
           (group, _classes(group)) for group in groups[
-              :_MOST_GROUPS_IN_DETAIL] if group.confusion is not None],
+              :illustrations.MOST_GROUPS] if group.confusion is not None],
       baselines=[(group, _baseline(group)) for group in groups if any(
           one.linear for one in group.runs)],
-      in_detail=_MOST_GROUPS_IN_DETAIL, config=_config(groups),
+      evaluated=_evaluated(groups), in_detail=illustrations.MOST_GROUPS,
+      config=_config(groups),
       environment=_environment(), commands=[
           (group, _command(group)) for group in groups],
-      again=shlex.join(['python', '-m', 'flax_imdb.main', '--mode=report',
-                        f'--workdir={workdirs[0]}', *workdirs[1:]]),
+      again=_typed(['python', '-m', 'flax_imdb.main', '--mode=report',
+                    f'--workdir={workdirs[0]}', *workdirs[1:]]),
       version=__version__, made=time.strftime('%Y-%m-%d', time.gmtime()))
+
+
+def _evaluated(groups: Sequence[Group]) -> str:
+  """How long the evaluation for this page took."""
+  found = [(one.name, one.test, one.test_seconds)
+           for group in groups for one in group.runs]
+  times = [f'{seconds:.1f} s for {test.scores["n"]:,} reviews'
+           + (f' ({name})' if len(found) > 1 else '')
+           for name, test, seconds in found if test and seconds]
+  return ('The evaluation for this page, compilation included, took '
+          f'{", ".join(times)}.' if times else '')
 
 
 def _missing(groups: Sequence[Group],
@@ -357,8 +245,9 @@ def _classes(group: Group) -> dict[str, Any]:
 def _baseline(group: Group) -> list[tuple[str, str, str]]:
   """Rows of accuracy and loss on test: of the run, and of what is simpler."""
   def row(name: str, scores: list[history.Scores]) -> tuple[str, str, str]:
-    return (name, *(_mean_text([x[key] for x in scores if key in x], '.4f')
-                    for key in ('accuracy', 'loss')))
+    accuracy, loss = (prose.mean([x[key] for x in scores], '.4f')
+                      for key in ('accuracy', 'loss'))
+    return name, accuracy, loss
   runs = group.runs
   model = group.first.baseline.get('model', 'the linear model of n-grams')
   rows = [row(group.name, [x.scores for x in runs if x.scores]),
@@ -372,7 +261,8 @@ def _baseline(group: Group) -> list[tuple[str, str, str]]:
 def _config(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str]]]]:
   """Fields with the value of the default and of each group.
 
-  `changed` are those that differ from it, or between groups; `all` the rest.
+  `changed` are those that differ from it, first those that differ between
+  groups; `all` are the rest.
   """
   default = packaged('default')
   configs = [group.first.config for group in groups]
@@ -383,6 +273,8 @@ def _config(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str]]]]:
   def row(field: str) -> tuple[str, list[str]]:
     return field, [str(findings.value(config, field)) for config in (
         default, *configs)]
+  apart = findings.differing(configs)
+  changed.sort(key=lambda field: field not in apart)
   return {'changed': [row(field) for field in changed],
           'all': [row(field) for field in completions()
                   if field not in changed and field != 'seed']}
@@ -396,6 +288,11 @@ def _environment() -> list[tuple[str, str]]:
           ('devices', f'{jax.local_device_count()} x {device.device_kind}')]
 
 
+def _typed(words: Sequence[str]) -> str:
+  """A command for a shell, a line for each flag."""
+  return ' \\\n  '.join([shlex.join(words[:3]), *map(shlex.quote, words[3:])])
+
+
 def _command(group: Group) -> dict[str, Any]:
   """What to type to train the same again, and what is the same then."""
   name, fields = nearest(group.first.config)
@@ -404,5 +301,5 @@ def _command(group: Group) -> dict[str, Any]:
            f'--workdir=runs/{pathlib.PurePath(group.first.name).name}_again',
            *(f'--config.{field}={value}' for field, value in fields.items())]
   summary = group.first.history.summary
-  return {'command': shlex.join(words), 'seeds': seeds,
+  return {'command': _typed(words), 'seeds': seeds,
           'sha256': summary.params_sha256 if summary else ''}
