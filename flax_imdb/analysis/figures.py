@@ -322,8 +322,10 @@ def rates(runs: Sequence[tuple[Line, list[tuple[int, float]]]]) -> Draw:
       axes.plot(*zip(*few, strict=True), label=line.name, marker=(
           'o' if len(points) <= _MOST_MARKED and not line.faint else ''),
                 **line.style)
-    axes.set(xlabel='step', ylabel='reviews a second', xlim=(0, None),
-             ylim=(0, None))
+    axes.set(xlabel='step', ylabel='reviews a second', **{
+        f'{axis}lim': (0, 1.06 * max(point[i] for _, points in runs
+                                     for point in points))
+        for i, axis in enumerate('xy')})
     axes.yaxis.set_major_formatter('{x:,.0f}')
     axes.xaxis.set_major_formatter('{x:,.0f}')
     axes.locator_params(axis='x', nbins=5)

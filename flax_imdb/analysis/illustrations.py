@@ -190,7 +190,7 @@ def _gradients(groups: Sequence[Group], runs: _Runs) -> list[figures.Figure]:
     found.append(figures.draw(
         f'gradient-{title.replace(" ", "-")}', title.capitalize(),
         f'After training the median at lag {lag} is '
-        f'{_each(groups, ".1e", farthest)}.',
+        f'{_each(groups, ".2g", farthest)}.',
         'Before training dashed.' + (
             _OF_EACH if len(runs) > 1 else
             ' The band has half of the reviews.'),

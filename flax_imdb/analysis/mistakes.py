@@ -61,30 +61,29 @@ def excerpt(text: str, words: Sequence[highlight.Word]) -> tuple[
   """The part of a text whose words count most, and what it is of the whole.
 
   At most 1,200 characters, in which the sum of the words' scores, without
-  signs, is the largest; its words, placed anew; and '' if it is all.
+  signs, is the largest, between dots; its words, placed anew; and '' if it is
+  all.
   """
-  if len(text) <= _MOST_CHARACTERS or not words:
-    return text[:_MOST_CHARACTERS], list(words), (
-        '' if len(text) <= _MOST_CHARACTERS else
-        _note(_MOST_CHARACTERS, text))
-  begins = np.array([word[0] for word in words])
-  ends = np.array([word[1] for word in words])
-  totals = np.concatenate([[0], np.cumsum([abs(word[2]) for word in words])])
-  # Of each word, the first after those that fit behind it.
-  stops = np.searchsorted(ends, begins + _MOST_CHARACTERS, 'right')
-  first = int(np.argmax(totals[stops] - totals[:len(words)]))
-  stop = int(max(stops[first], first + 1))
-  begin = int(begins[first])
-  if begin + _MOST_CHARACTERS > len(text):  # nothing is left out behind it
-    first = int(np.searchsorted(begins, len(text) - _MOST_CHARACTERS))
-    first = min(first, len(words) - 1)
+  if len(text) <= _MOST_CHARACTERS:
+    return text, list(words), ''
+  first = stop = begin = 0
+  end = _MOST_CHARACTERS
+  if words:
+    begins = np.array([word[0] for word in words])
+    ends = np.array([word[1] for word in words])
+    totals = np.concatenate([[0], np.cumsum([abs(word[2]) for word in words])])
+    # Of each word, the first after those that fit behind it.
+    stops = np.searchsorted(ends, begins + _MOST_CHARACTERS, 'right')
+    first = int(np.argmax(totals[stops] - totals[:len(words)]))
+    stop = int(max(stops[first], first + 1))
+    if stop == len(words):  # there is room for some before
+      fits = np.searchsorted(begins, ends[-1] - _MOST_CHARACTERS)
+      first = min(first, int(fits))
     begin = int(begins[first])
-  end = min(begin + _MOST_CHARACTERS, len(text))
-  return text[begin:end], [
-      [a - begin, min(b, end) - begin, score]
-      for a, b, score in words[first:stop]], _note(end - begin, text)
-
-
-def _note(count: int, text: str) -> str:
-  return (f'{count:,} of its {len(text):,} characters, where its words count '
-          'most')
+    end = min(int(ends[stop - 1]), begin + _MOST_CHARACTERS)
+  before, after = '…' * (begin > 0), '…' * (end < len(text))
+  return before + text[begin:end] + after, [
+      [a - begin + len(before), min(b, end) - begin + len(before), score]
+      for a, b, score in words[first:stop]], (
+          f'{end - begin:,} of its {len(text):,} characters, where its words '
+          'count most')

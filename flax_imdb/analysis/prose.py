@@ -23,7 +23,7 @@ def mean(values: Sequence[float], form: str) -> str:
     return '–'
   error = standard_error(values)
   return f'{statistics.mean(values):{form}}' + (
-      f' ± {error:{form}}' if error else '')
+      f' ±\u00a0{error:{form}}' if error else '')
 
 
 def paragraph(group: Group) -> str:
@@ -48,7 +48,8 @@ def paragraph(group: Group) -> str:
              if len(accuracies) > 1 else '')
     said.append(
         f'Of {n:,.0f} test reviews, which it had not seen, it recognises '
-        f'{100 * p:.1f} % (± {error:.1f}, a standard error{seeds}){_than(one)}')
+        f'{100 * p:.1f} % (±\u00a0{error:.1f}, a standard error{seeds})'
+        f'{_than(one)}')
   if one.ece is not None:
     said.append(f'How sure it is and how often it is right are '
                 f'{100 * one.ece:.1f} percentage points apart, on average.')
@@ -68,7 +69,7 @@ def _model_text(config: ConfigDict) -> str:
       ('bigrams', 'pairs of words'), ('log_odds', 'log-odds of n-grams'))
             if name in inputs]
   what += f', which reads words, {" and ".join(beside)},' if beside else ''
-  return what + (' together with a linear model of n-grams'
+  return what + (' together with a linear model of n-grams,'
                  if 'linear' in inputs else '')
 
 

@@ -111,7 +111,7 @@ def _rows(groups: Sequence[Group]) -> list[_Row]:
     return summary.parameters if summary else one.parameters
   rows = []
   for label, about, form, find in (
-      ('Test accuracy', _above(groups), '.4f',
+      ('Test accuracy', _beside(groups[0]), '.4f',
        lambda one: one.scores.get('accuracy')),
       ('Test loss', 'cross entropy, nats', '.4f',
        lambda one: one.scores.get('loss')),
@@ -130,14 +130,11 @@ def _rows(groups: Sequence[Group]) -> list[_Row]:
   return rows
 
 
-def _above(groups: Sequence[Group]) -> str:
-  """How much more the first group has than its linear model."""
-  accuracies = [(one.scores['accuracy'], one.linear['accuracy'])
-                for one in groups[0].runs if one.scores and one.linear]
-  if not accuracies:
-    return 'share recognised'
-  more = statistics.mean(own - linear for own, linear in accuracies)
-  return f'linear model: {100 * more:+.1f} points'
+def _beside(group: Group) -> str:
+  """What a linear model has, if that is known."""
+  accuracies = [one.linear['accuracy'] for one in group.runs if one.linear]
+  return (f'a linear model has {statistics.mean(accuracies):.4f}'
+          if accuracies else 'share recognised')
 
 
 def _page(groups: Sequence[Group], drawn: dict[str, figures.Figure],
