@@ -340,7 +340,7 @@ def gradients(runs: Sequence[tuple[Line, str, np.ndarray]]) -> Draw:
   median and the upper one, in a band.
   """
   def paint(axes: 'Axes') -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import LogFormatter
 
     for line, when, quartiles in runs:
       lags = _few(quartiles.shape[1])[::max(1, quartiles.shape[1] // 100)]
@@ -357,7 +357,8 @@ def gradients(runs: Sequence[tuple[Line, str, np.ndarray]]) -> Draw:
                           linewidth=0)
     axes.set(xlabel='lag from the last token', ylabel='norm of the gradient',
              yscale='log')
-    # Not matplotlib's own, which are mathematics, and need its fonts.
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
+    # Not the usual ones, which are mathematics, and need matplotlib's fonts.
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
     _legend(axes, loc='best')
   return paint
