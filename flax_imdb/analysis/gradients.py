@@ -91,7 +91,8 @@ def measure(restored: run.Run,
   """Of the norms 'before' the first step and 'after' the last, on validation.
 
   After it are the weights that the run evaluated. `announce` is told what takes
-  time; UserError as `load_splits` and `long_reviews`.
+  time and of how many reviews they are; UserError as `load_splits` and
+  `long_reviews`.
   """
   config = restored.config
   reviews = load_splits(config, restored.tokenizer, announce,
@@ -106,6 +107,8 @@ def measure(restored: run.Run,
     params = jax.device_put(params, jax.local_devices()[0])
     norms = gradient_norms(restored.model, params, batch)
     found[when] = {place: quartiles(x) for place, x in norms.items()}
+  announce(f'gradients at {batch["ids"].shape[1]} lags of {len(batch["ids"])} '
+           f'reviews, before training and at step {restored.step}')
   return found
 
 
