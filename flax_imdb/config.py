@@ -371,6 +371,18 @@ def differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple]:
           if a.get(k) != b.get(k)}
 
 
+def nearest(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+  """The packaged config file from which the fewest fields differ, and these.
+
+  The file is as `load_config` takes it, and the fields are those to set.
+  """
+  found = {f'configs/{file.name}': differences(load_config(str(file)), config)
+           for file in sorted(_OURS.glob('configs/*.py'))}
+  # Of equal ones default.py, which it takes no flag to name.
+  name = min(found, key=lambda x: (len(found[x]), x != 'configs/default.py'))
+  return name, {field: new for field, (_, new) in found[name].items()}
+
+
 def write_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
   """Writes a config as JSON; errors as `files.write`."""
   files.write(path, json.dumps(config.to_dict(), indent=2) + '\n')

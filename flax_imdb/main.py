@@ -151,10 +151,8 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
     from flax_imdb.inference import serve
     serve.serve_run(args.workdir, args.step, args.host, args.port, announce)
   elif args.mode == 'report':
-    from flax_imdb.analysis import baseline, gradients
-    workdirs = [args.workdir, *args.words]
-    baseline.compare(workdirs, announce)
-    gradients.report(workdirs, announce)
+    from flax_imdb.analysis import report
+    report.report([args.workdir, *args.words], announce)
   elif args.mode == 'export':
     from flax_imdb.inference import export
     write = {'stablehlo': export.export_stablehlo, 'keras': export.export_keras}

@@ -4,7 +4,7 @@ If the run has learned one of n-grams, it is that; else logistic regression on
 the tf-idf of words, by scikit-learn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import json
 from typing import Any
 
@@ -21,19 +21,14 @@ _MOST_REVIEWS = 200_000  # to learn from; the first of more
 _STEPS = 1000  # of L-BFGS at most
 
 
-def compare(workdirs: Sequence[str], announce: Callable[[str], None]) -> None:
-  """Writes report/baseline.json of each run: the scores on test and validation.
+def compare(workdir: str, restored: run.Run,
+            announce: Callable[[str], None]) -> dict[str, Any]:
+  """Writes report/baseline.json of a run, and returns what is in it.
 
-  `announce` is told the accuracy on test, or that scikit-learn is missing, of a
-  run that needs it, which is no error. Raises UserError as `run.restore`, of
-  any of them before anything is written, `load_splits` and `files.write`.
+  That is `model`, in words, and the scores on test and validation, as of
+  `evaluate.score`. `announce` is told the accuracy on test. Raises UserError as
+  `load_splits` and `files.write`, and ImportError without scikit-learn.
   """
-  for workdir, restored in [(x, run.restore(x, None)) for x in workdirs]:
-    _compare(workdir, restored, announce)
-
-
-def _compare(workdir: str, restored: run.Run,
-             announce: Callable[[str], None]) -> None:
   config = restored.config
   names = ['test', *(['validation'] if validates(config.data) else [])]
   learned = len(restored.ngrams.weights) > 0
@@ -47,15 +42,12 @@ def _compare(workdir: str, restored: run.Run,
                   splits[name]).linear) is not None}
   else:
     model = 'logistic regression on the tf-idf of words'
-    try:
-      scores = _fitted(splits, names, config.data.vocab_size)
-    except ImportError:
-      announce('the linear baseline needs scikit-learn: pip install '
-               'scikit-learn')
-      return
+    scores = _fitted(splits, names, config.data.vocab_size)
+  found = {'model': model, **scores}
   path = files.as_path(workdir) / 'report' / 'baseline.json'
-  files.write(path, json.dumps({'model': model, **scores}, indent=2) + '\n')
+  files.write(path, json.dumps(found, indent=2) + '\n')
   announce(f'{model}: accuracy {scores["test"]["accuracy"]:.4f} on test')
+  return found
 
 
 def _fitted(splits: dict[str, Reviews], names: list[str],

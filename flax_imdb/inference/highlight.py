@@ -16,20 +16,20 @@ _STRONGEST = 5
 _LEAST = 0.1  # of the largest score; what has less stays uncoloured
 # Characters that a terminal would obey and a page may not hold, but for tab and
 # line feed, as the pictures that Unicode has of them, one for one.
-_PICTURES = {i: 0x2400 + i for i in range(32) if i not in (9, 10)} | {
+PICTURES = {i: 0x2400 + i for i in range(32) if i not in (9, 10)} | {
     127: 0x2421} | dict.fromkeys(range(128, 160), 0xfffd)
 
 
 def strongest(text: str, words: Sequence[Word]) -> str:
   """The five words whose scores are the largest in either direction."""
   chosen = sorted(words, key=lambda word: -abs(word[2]))[:_STRONGEST]
-  return '  '.join(f'{text[begin:end].translate(_PICTURES)} {score:+.2f}'
+  return '  '.join(f'{text[begin:end].translate(PICTURES)} {score:+.2f}'
                    for begin, end, score in chosen)
 
 
 def coloured(text: str, words: Sequence[Word]) -> Text:
   """The text for a terminal: green for positive scores, red for negative."""
-  found = Text(text.translate(_PICTURES))
+  found = Text(text.translate(PICTURES))
   for begin, end, share in _shares(words):
     fade = round(200 * (1 - abs(share)))
     red, green = (fade, 215) if share > 0 else (255, fade)
@@ -86,21 +86,30 @@ gap.</p>
 '''
 
 
-def page_review(prediction: dict[str, Any]) -> str:
-  """The part of a page for what `predict` returned with its words."""
-  text, done, parts = prediction['text'].translate(_PICTURES), 0, []
-  for begin, end, share in _shares(prediction['words']):
+def marked(text: str, words: Sequence[Word]) -> str:
+  """The text as HTML, escaped, each word that has a colour in a mark.
+
+  What one of class `against`, or of none, looks like at a --share from 0 to 1
+  is the page's matter. Control characters are pictures of them.
+  """
+  text, done, parts = text.translate(PICTURES), 0, []
+  for begin, end, share in _shares(words):
     kind = '' if share > 0 else ' class="against"'
     parts.append(f'{html.escape(text[done:begin])}<mark{kind} style="--share:'
                  f'{abs(share):.2f}">{html.escape(text[begin:end])}</mark>')
     done = end
-  parts.append(html.escape(text[done:]))
+  return ''.join(parts) + html.escape(text[done:])
+
+
+def page_review(prediction: dict[str, Any]) -> str:
+  """The part of a page for what `predict` returned with its words."""
   words = html.escape(strongest(prediction['text'], prediction['words']))
   note = f' ({prediction["note"]})' if 'note' in prediction else ''
   return (
       f'<article>\n<h2>{html.escape(prediction["label"])} '
       f'{prediction["probability"]:.3f}{note}</h2>\n'
-      f'<p class="text" dir="auto">{"".join(parts)}</p>\n'
+      f'<p class="text" dir="auto">'
+      f'{marked(prediction["text"], prediction["words"])}</p>\n'
       f'<p class="note"><bdi>{words}</bdi> '
       f'({sums(prediction)})</p>\n</article>\n')
 

@@ -1,7 +1,6 @@
 """The linear model beside a run: which it is, and that it is no constant."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -20,8 +19,9 @@ def test_of_words_it_is_fitted_to_the_training_reviews(
   monkeypatch.setattr(baseline.files, 'write', lambda path, content: (
       found.update({path.name: json.loads(content)})))
   said = []
-  baseline.compare([str(workdir)], said.append)
   restored = run.restore(str(workdir), None)
+  returned = baseline.compare(str(workdir), restored, said.append)
+  assert returned == found['baseline.json']
   splits = load_splits(restored.config, restored.tokenizer, print)
   def texts(split):
     return [' '.join(f'w{i}' for i in split.ids[a:b]) for a, b in zip(
@@ -47,15 +47,7 @@ def test_of_a_run_with_a_linear_model_it_is_that(
   found = {}
   monkeypatch.setattr(baseline.files, 'write', lambda path, content: (
       found.update(json.loads(content))))
-  baseline.compare([str(workdir)], lambda line: None)
+  baseline.compare(str(workdir), run.restore(str(workdir), None),
+                   lambda line: None)
   summary = json.loads((workdir / 'summary.json').read_text())
   assert {k: found[k] for k in ('validation', 'test')} == summary['linear']
-
-
-def test_without_scikit_learn_a_line_says_so(trained, monkeypatch):
-  workdir, _ = trained
-  monkeypatch.setitem(sys.modules, 'sklearn.pipeline', None)
-  said = []
-  baseline.compare([str(workdir)], said.append)
-  assert said == ['the linear baseline needs scikit-learn: pip install '
-                  'scikit-learn']

@@ -60,7 +60,7 @@ def test_a_page_holds_the_texts_and_nothing_of_theirs_is_obeyed():
     assert set(attributes) <= {'lang', 'charset', 'http-equiv', 'content',
                                'name', 'rel', 'href', 'class', 'style', 'dir'}
     assert attributes.get('href', 'data:,') == 'data:,'
-  assert read.texts == [text.translate(highlight._PICTURES)
+  assert read.texts == [text.translate(highlight.PICTURES)
                         for text in HOSTILE]
   assert 'url(' not in page and 'http:' not in page and 'https:' not in page
   assert "default-src 'none'" in page and 'script-src' not in page

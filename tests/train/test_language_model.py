@@ -2,6 +2,7 @@
 """
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -241,7 +242,7 @@ def test_it_resumes_to_the_same_bits(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize('mode', [
-    ['eval'], ['predict', 'good'], ['export'], ['report']])
+    ['eval'], ['predict', 'good'], ['export']])
 def test_it_predicts_no_labels(mode, pretrained):
   workdir, _ = pretrained
   process = run_here(f'--mode={mode[0]}', f'--workdir={workdir}', *mode[1:])
@@ -249,6 +250,15 @@ def test_it_predicts_no_labels(mode, pretrained):
   assert process.stderr == (
       f'error: {workdir} predicts words, not labels: it is to begin another '
       f'run with, --config.init_from={workdir}\n')
+
+
+def test_its_report_has_the_curves_and_says_why_no_more(pretrained, tmp_path):
+  shutil.copytree(pretrained[0], tmp_path / 'run')
+  finished(run_here('--mode=report', f'--workdir={tmp_path}/run'))
+  page = (tmp_path / 'run' / 'report' / 'index.html').read_text('utf-8')
+  assert page.count('<svg') == 3  # loss, accuracy and reviews a second
+  assert page.count('it predicts no labels.</p>') == 4
+  assert 'learned words from their neighbours in' in page
 
 
 def _parameters(workdir):

@@ -1,7 +1,9 @@
 """Four classes on the command line: trained, evaluated, served, resumed."""
 
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,3 +208,17 @@ def test_labels_beyond_the_classes_are_refused(trained, monkeypatch):
   assert 'is damaged' in said[0]  # what was cached
   found = reviews.load_splits(config, tokenizer, said.append, ['test'], 4)
   assert found['test'].labels.max() == 3
+
+
+def test_its_report_has_each_class_against_the_others(trained, tmp_path):
+  shutil.copytree(trained[0], tmp_path / 'run')
+  finished(run_here('--mode=report', f'--workdir={tmp_path}/run'))
+  page = (tmp_path / 'run' / 'report' / 'index.html').read_text('utf-8')
+  curves = re.search(r'aria-label="ROC curve.*?</svg>', page, re.DOTALL)[0]
+  matrix = re.search(r'aria-label="Confusion.*?</svg>', page, re.DOTALL)[0]
+  for name in data_sets.TOPICS:
+    assert f'>{html.escape(name)}</text>' in curves
+    assert f'>{html.escape(name)}</text>' in matrix
+    assert f'<th scope="row">{html.escape(name)}</th>' in page
+  assert 'to tell the 4 classes of topics apart' in page
+  assert 'speaks for what is predicted, one' in page
