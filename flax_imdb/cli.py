@@ -21,7 +21,9 @@ _MODES = {'step': ('eval', 'predict', 'export'), 'split': ('eval',),
           'explain': ('predict',), 'html': ('predict',),
           'format': ('export',),
           'seeds': ('sweep',), 'set': ('sweep',), 'jobs': ('sweep',),
-          'minutes': ('tune',)}
+          'minutes': ('tune',),
+          # Of the other modes the answer is what they print.
+          'quiet': ('train', 'prepare', 'report', 'export', 'sweep', 'tune')}
 # Modes that are no run themselves, but start some.
 PARENTS = ('sweep', 'tune')
 
@@ -145,6 +147,8 @@ def _flags() -> _Parser:
       'and Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='how many there are')
   add('--process_id', type=int, metavar='I', help='which this is, from 0')
+  add('--quiet', action='store_true', help='print nothing but why the exit '
+      'status is not 0')
   add('words', nargs='*', help='predict: a review; report: more runs')
   return parser
 

@@ -8,7 +8,7 @@ files; any other set with a text and a class label is read where tfds has
 prepared it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import hashlib
 import io
@@ -26,6 +26,7 @@ import numpy as np
 from flax_imdb.data import texts
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
+from flax_imdb.terminal import ShowProgress, show_nothing
 
 # What the labels 0 and 1 of the sets of `PATHS` are called; tfds says neg, pos.
 LABELS = ('negative', 'positive')
@@ -120,12 +121,14 @@ def fingerprint(data: ConfigDict) -> str | None:
   return hashlib.sha256(about).hexdigest()[:16]
 
 
-def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
+def prepare(data: ConfigDict, announce: Callable[[str], None],
+            progress: ShowProgress = show_nothing) -> str:
   """Makes the prepared directory of the data set of config.data, once.
 
   Several processes may prepare the same data: each works in a directory of its
   own, the first to finish renames it into place, the others use that.
-  `announce` is told in one line what is done, and how long it took.
+  `announce` is told in one line what is done, and how long it took, and
+  `progress` of each text.
 
   Returns the `fingerprint`. Raises UserError if the set is not one that is
   prepared here and not there, the archive can't be had or is damaged, or the
@@ -138,7 +141,7 @@ def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
           'takes TensorFlow: pip install tensorflow-cpu tensorflow-datasets && '
           f'tfds build {data.name} --file_format=array_record, elsewhere if '
           'need be, and set TFDS_DATA_DIR to where that is')
-    _make(data, announce)
+    _make(data, announce, progress)
   prepared = fingerprint(data)
   if not prepared:
     raise UserError(f'{data.train_file} or another file was written while it '
@@ -146,9 +149,11 @@ def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
   return prepared
 
 
-def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
+def _make(data: ConfigDict, announce: Callable[[str], None],
+          progress: ShowProgress) -> None:
   start = time.perf_counter()
-  found = texts.survey(data, announce) if data.name == 'files' else None
+  found = texts.survey(data, announce, progress) if (
+      data.name == 'files') else None
   import tensorflow_datasets as tfds
 
   from flax_imdb.data import grammar, imdb  # which import tfds, too: 0.3 s
@@ -158,11 +163,14 @@ def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
   tfds.disable_progress_bar()
   try:
     builder: Any = grammar.GrammarReviews
+    count = grammar.COUNT
     if found:
-      builder = texts.builder(data, found)
+      builder, count = texts.builder(data, found), found.count
     elif data.name == 'imdb_reviews':
-      imdb.provide_archive(root / 'downloads', announce)
-      builder = imdb.ImdbReviews
+      imdb.provide_archive(root / 'downloads', announce, progress)
+      builder, count = imdb.ImdbReviews, imdb.COUNT
+    builder = _counted(builder, lambda done: progress(
+        f'preparing {data.name}', done, count))
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints banners
       builder(data_dir=root, file_format='array_record').download_and_prepare(
           download_config=tfds.download.DownloadConfig(try_download_gcs=False))
@@ -185,6 +193,21 @@ def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
       with contextlib.suppress(OSError):  # it is not there, or not empty
         (root / below).rmdir()
   announce(f'prepared {data.name} in {time.perf_counter() - start:.1f} s')
+
+
+def _counted(builder: Any, tell: Callable[[int], None]) -> Any:
+  """The class of a tfds builder that tells how many examples it has made."""
+  class Counted(  # type: ignore[call-arg]
+      builder, skip_registration=True):
+    def _split_generators(self, dl_manager):
+      done = itertools.count(1)
+      def counted(examples: Iterable[Any]) -> Iterator[Any]:
+        for example in examples:
+          yield example
+          tell(next(done))
+      return {split: counted(examples) for split, examples in
+              super()._split_generators(dl_manager).items()}
+  return Counted
 
 
 def class_names(data: ConfigDict) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ class Writers:
 
     Raises UserError if a line is damaged, or nothing can be written.
     """
+    self.lines: list[dict[str, Any]] = []  # that are there, of all epochs
     self._silent = processes.index() > 0  # of several the first one writes
     if self._silent:
       return
@@ -34,8 +35,9 @@ class Writers:
         if not line.endswith(b'\n'):
           break  # half-written
         try:
-          if json.loads(line)['step'] <= step:
+          if (found := json.loads(line))['step'] <= step:
             kept.append(line)
+            self.lines.append(found)
         except (ValueError, KeyError, TypeError, RecursionError) as e:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
@@ -52,6 +54,7 @@ class Writers:
     if self._silent:
       return
     files.append(self._path, json.dumps(line).encode() + b'\n')
+    self.lines.append(line)
     values = [{'tag': tag, 'simple_value': value} for tag, value in
               flatten_dict(line | rates, sep='/').items() if tag != 'step']
     events = [{'step': line['step'], 'summary': {'value': values}}]
