@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import importlib.metadata
+import io
 import os
 import re
 import shlex
+import signal
 import sys
 from typing import NoReturn
 
@@ -142,13 +144,8 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
     summary = selftrain.train(config, args.workdir, terminal)
     announce(f'{summary["seconds"]:.1f} s of training; the run lies in '
              f'{args.workdir}')
-    if config.objective == 'label':
-      announce('next:')
-      for flags in (['--mode=predict', 'Not bad at all.'], ['--mode=report'],
-                    ['--mode=serve']):
-        mode, *words = flags
-        announce('  ' + _command(mode, f'--workdir={args.workdir}', *words),
-                 whole=True)
+    for line in _next(config, args.workdir):
+      terminal.announce(line, whole=True)
   elif args.mode == 'eval':
     from flax_imdb.inference import evaluate
     evaluate.evaluate_run(
@@ -207,6 +204,17 @@ def _introduction(config: ConfigDict, args: argparse.Namespace) -> str:
         for field, (old, new) in changed.items())])
 
 
+def _next(config: ConfigDict, workdir: str) -> list[str]:
+  """What to type when a run is done."""
+  where = f'--workdir={workdir}'
+  if config.objective == 'language_model':
+    commands = [[f'--config.init_from={workdir}', '--config=configs/words.py']]
+  else:
+    commands = [['--mode=predict', where, 'Not bad at all.'],
+                ['--mode=report', where], ['--mode=serve', where]]
+  return ['next:', *(f'  {_command(*flags)}' for flags in commands)]
+
+
 def _command(*argv: str) -> str:
   """The command line of this program with these arguments, to be copied."""
   started = os.path.basename(sys.argv[0])
@@ -234,6 +242,10 @@ def _give_up_output() -> None:
 
 def run() -> NoReturn:
   """The command `flax-imdb`: the same as `python -m flax_imdb.main`."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # if it is not of UTF-8
+    if sys.stdout.isatty():  # else what is live would be left half-drawn
+      signal.signal(signal.SIGTERM, signal.default_int_handler)
   sys.exit(main(sys.argv[1:]))
 
 

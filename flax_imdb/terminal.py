@@ -24,6 +24,7 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from flax_imdb.storage import bucket, files
 
@@ -96,7 +97,12 @@ class Terminal:
   def __rich_console__(
       self, console: Console, options: ConsoleOptions) -> RenderResult:
     """What is live at this moment."""
-    yield from (x for x in (self._view, self._bar) if x)
+    if self._view:
+      yield self._view
+    if self._bar:
+      yield self._bar
+    elif self._view:  # which is not to jump when a bar comes
+      yield Text()
 
   def announce(self, text: str, whole: bool = False) -> None:
     """Prints lines, above what is live; UserError if the disk is full.
@@ -194,7 +200,8 @@ def _bar(what: str, total: int) -> Progress:
       [TaskProgressColumn(), TimeRemainingColumn(), TextColumn('left')]
       if total else [TimeElapsedColumn()])
   bar = Progress(
-      TextColumn('{task.description}'),
+      TextColumn('{task.description}', table_column=Column(
+          no_wrap=True, overflow='crop')),
       BarColumn(None, table_column=Column(max_width=_BAR_WIDTH)), *columns)
   bar.add_task(what, total=total or None)
   return bar

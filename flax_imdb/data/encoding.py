@@ -38,8 +38,9 @@ from flax_imdb.storage import files, npz
 from flax_imdb.terminal import ShowProgress
 
 _PART = 8_192  # texts
-# With fewer, other processes take longer to start than they save.
-_ALONE = 60_000
+# With fewer, other processes take longer to start than they save; parts are
+# then smaller, for a bar moves by them.
+_ALONE, _ALONE_PART = 60_000, 2_048
 _PARENT_SECONDS = 2  # between looks whether it is still there
 
 
@@ -61,9 +62,11 @@ def read_parts(data: ConfigDict, split: str, marks: bool) -> Iterator[Part]:
   """
   n = sources.count_texts(data, split)
   number = functools.partial(_read_part, data, split, marks)
-  ranges = iter([(start, start + _PART) for start in range(0, n, _PART)])
   cores = environment.available_cores()
-  if n < _ALONE or cores == 1:
+  alone = n < _ALONE or cores == 1
+  size = _ALONE_PART if alone else _PART
+  ranges = iter([(start, start + size) for start in range(0, n, size)])
+  if alone:
     yield from itertools.starmap(number, ranges)
     return
   # Not forked: threads of jax may hold locks.

@@ -174,10 +174,10 @@ def _screen(task: Task, training: _Training,
             lines: Sequence[dict[str, Any]]) -> Screen:
   """What is shown of a run that goes on after these lines of epochs."""
   first = jax.local_devices()[0]
-  return Screen(task.config, task.batches, training.step, lines,
-                training.progress, [
+  return Screen(
+      task.config, task.batches, training.step, lines, training.progress,
       f'{jax.local_device_count()} x {first.device_kind}',
-      classifier.explain_form(task.config, task.model, first)])
+      classifier.explain_form(task.config, task.model, first))
 
 
 def _train_epoch(task: Task, training: _Training, train_step: Callable,

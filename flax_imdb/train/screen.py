@@ -40,15 +40,15 @@ class Screen:
 
   def __init__(self, config: ConfigDict, batches: TrainBatches, step: int,
                epochs: Sequence[dict[str, Any]], progress: RunProgress,
-               where: Sequence[str]):
+               where: str, recurrence: str):
     """Begins after `step` steps.
 
     `epochs` are the lines of metrics.jsonl, and `progress` is that of early
-    stopping: the run changes both as it goes on. `where` it runs is shown as it
-    is given.
+    stopping: the run changes both as it goes on. `where` it runs, and how the
+    `recurrence` is computed, is shown as it is given.
     """
     self._config, self._epochs, self._progress = config, epochs, progress
-    self._where, self._step = where, step
+    self._step, self._where, self._recurrence = step, where, recurrence
     self._steps_per_epoch = batches.steps_per_epoch
     self._steps_total = config.num_epochs * batches.steps_per_epoch
     self._means: dict[str, float] = {}  # of the epoch so far
@@ -100,10 +100,10 @@ class Screen:
     yield self._curves(options.max_width, options.ascii_only)
     for facts in (
         [f'step {self._step:,} of {self._steps_total:,}', *self._rates],
-        self._standing(), [*_memory(), *self._where]):
-      # A break only between facts: they are joined by spaces that don't break.
+        self._standing(), [*_memory(), self._where], [self._recurrence]):
+      # Lines break between facts, and where one is too long inside it.
       for line in textwrap.wrap('  '.join(
-          fact.replace(' ', _NO_BREAK) if len(fact) < options.max_width else
+          fact.replace(' ', _NO_BREAK) if len(fact) <= options.max_width else
           fact for fact in facts), options.max_width):
         yield Text(line.replace(_NO_BREAK, ' '))
 
@@ -112,20 +112,22 @@ class Screen:
     levels = _ASCII_LEVELS if ascii_only else _LEVELS
     length = max(1, min(_CURVE_WIDTH, (width - _NUMBERS_WIDTH) // 2))
     table = Table.grid(padding=(0, 1))
-    for style in '', 'bold', 'cyan', 'bold', 'cyan':
-      table.add_column(style=style, no_wrap=True, overflow='crop')
+    table.add_column(no_wrap=True)
+    for _ in range(2):
+      table.add_column(style='bold', no_wrap=True)
+      table.add_column(style='cyan', width=length, no_wrap=True)
     table.add_row('', 'loss', '', 'accuracy', '')
     for split in 'train', 'validation':
       scores = [line[split] for line in self._epochs if split in line]
       if split == 'train' and self._means and len(scores) <= self._epoch:
         scores.append(self._means)
-      if not scores:
-        continue
       row = [split]
       for name in 'loss', 'accuracy':
         values = [score[name] for score in scores]
-        row += [f'{values[-1]:.4f}', curve(values[-length:], levels)]
-      table.add_row(*row)
+        row += [f'{values[-1]:.4f}' if values else '-',
+                curve(values[-length:], levels)]
+      if values or split == 'train':
+        table.add_row(*row)
     return table
 
   def _standing(self) -> list[str]:
