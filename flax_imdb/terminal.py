@@ -32,6 +32,7 @@ _LINE_SECONDS = 10  # between lines on a long pass, where nothing is live
 _REFRESHES = 2  # of what is live, a second: each takes some milliseconds
 _LOOK_SECONDS = 0.1  # between looks at a pass that reports each of its items
 _BAR_WIDTH = 30  # columns, where there is room
+_BESIDE_WIDTH = 26  # beside the name of a pass: the shortest bar, and its time
 
 # What is done, such as 'evaluating'; how much of it; of how much. 0 of 0 is a
 # pass whose length nobody knows, n of n the end.
@@ -103,6 +104,8 @@ class Terminal:
       yield self._bar
     elif self._view:  # which is not to jump when a bar comes
       yield Text()
+    # For the ^C that a terminal writes: it must not begin another line.
+    yield Text()
 
   def announce(self, text: str, whole: bool = False) -> None:
     """Prints lines, above what is live; UserError if the disk is full.
@@ -125,7 +128,7 @@ class Terminal:
       for line in lines:
         self.announce(line)
       return
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for i, name in enumerate(rows[0]):
       table.add_column(name, justify='right' if i else 'left')
     for row in rows[1:]:
@@ -135,14 +138,14 @@ class Terminal:
   def progress(self, what: str, done: int, total: int) -> None:
     """Shows how far a pass has come, see `ShowProgress`; one at a time."""
     bar, now = self._bar, time.monotonic()
-    is_new = not bar or bar.tasks[0].description != what
+    is_new = not bar or bar.tasks[0].fields['what'] != what
     if done >= total > 0:
       self._bar = None
       self._draw()
     elif is_new or now - self._looked_at >= _LOOK_SECONDS:
       self._looked_at = now
       if is_new:
-        bar = self._bar = _bar(what, total)
+        bar = self._bar = _bar(what, total, self._console.width)
       assert bar
       bar.update(bar.tasks[0].id, completed=done)
       self._draw()
@@ -194,16 +197,17 @@ class Terminal:
     self._spoke_at = time.monotonic()
 
 
-def _bar(what: str, total: int) -> Progress:
+def _bar(what: str, total: int, width: int) -> Progress:
   """A bar, which is not shown yet."""
   columns: list[ProgressColumn] = (
       [TaskProgressColumn(), TimeRemainingColumn(), TextColumn('left')]
       if total else [TimeElapsedColumn()])
   bar = Progress(
-      TextColumn('{task.description}', table_column=Column(
-          no_wrap=True, overflow='crop')),
+      TextColumn('{task.description}', markup=False),
       BarColumn(None, table_column=Column(max_width=_BAR_WIDTH)), *columns)
-  bar.add_task(what, total=total or None)
+  # Cut by itself: rich would cut all columns, and write an ellipsis.
+  bar.add_task(what[:max(0, width - _BESIDE_WIDTH)], total=total or None,
+               what=what)
   return bar
 
 

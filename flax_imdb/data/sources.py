@@ -169,10 +169,10 @@ def _make(data: ConfigDict, announce: Callable[[str], None],
     elif data.name == 'imdb_reviews':
       imdb.provide_archive(root / 'downloads', announce, progress)
       builder, count = imdb.ImdbReviews, imdb.COUNT
-    builder = _counted(builder, lambda done: progress(
-        f'preparing {data.name}', done, count))
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints banners
-      builder(data_dir=root, file_format='array_record').download_and_prepare(
+      made = builder(data_dir=root, file_format='array_record')
+      _count(made, lambda done: progress('preparing texts', done, count))
+      made.download_and_prepare(
           download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   except (OSError, RuntimeError) as e:
     # array_record names the system call: 'write() failed: File too large; ...'
@@ -195,19 +195,16 @@ def _make(data: ConfigDict, announce: Callable[[str], None],
   announce(f'prepared {data.name} in {time.perf_counter() - start:.1f} s')
 
 
-def _counted(builder: Any, tell: Callable[[int], None]) -> Any:
-  """The class of a tfds builder that tells how many examples it has made."""
-  class Counted(  # type: ignore[call-arg]
-      builder, skip_registration=True):
-    def _split_generators(self, dl_manager):
-      done = itertools.count(1)
-      def counted(examples: Iterable[Any]) -> Iterator[Any]:
-        for example in examples:
-          yield example
-          tell(next(done))
-      return {split: counted(examples) for split, examples in
-              super()._split_generators(dl_manager).items()}
-  return Counted
+def _count(builder: Any, tell: Callable[[int], None]) -> None:
+  """Lets a tfds builder tell how many examples it has made so far."""
+  generators, done = builder._split_generators, itertools.count(1)
+  def counted(examples: Iterable[Any]) -> Iterator[Any]:
+    for example in examples:
+      yield example
+      tell(next(done))
+  builder._split_generators = lambda dl_manager: {
+      split: counted(examples)
+      for split, examples in generators(dl_manager).items()}
 
 
 def class_names(data: ConfigDict) -> tuple[str, ...]:

@@ -208,6 +208,7 @@ def _train_epoch(task: Task, training: _Training, train_step: Callable,
       processes.report_alive('wait')
       metrics = devices.to_host(metrics)
       _check_finite(task, training, metrics, epoch_over=True)
+      task.terminal.update(training.step, metrics.means(), rate)
       return metrics
   return None
 

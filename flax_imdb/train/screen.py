@@ -29,7 +29,7 @@ from flax_imdb.train import stopping
 # Of a curve, the lowest first; and where the terminal is not of UTF-8.
 _LEVELS, _ASCII_LEVELS = '▁▂▃▄▅▆▇█', "_.-'"
 _CURVE_WIDTH = 20  # epochs of a curve, where there is room
-_NUMBERS_WIDTH = 28  # columns of a row beside its two curves
+_NUMBERS_WIDTH = 30  # columns of a row beside its two curves
 _BAR_WIDTH = 30  # columns
 _NO_BREAK = '\xa0'
 _STATM = pathlib.Path('/proc/self/statm')
@@ -112,10 +112,12 @@ class Screen:
     levels = _ASCII_LEVELS if ascii_only else _LEVELS
     length = max(1, min(_CURVE_WIDTH, (width - _NUMBERS_WIDTH) // 2))
     table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
+    table.add_column()
     for _ in range(2):
-      table.add_column(style='bold', no_wrap=True)
-      table.add_column(style='cyan', width=length, no_wrap=True)
+      table.add_column(style='bold')
+      table.add_column(style='cyan', width=length)
+    for column in table.columns:  # an ellipsis is not ASCII
+      column.no_wrap, column.overflow = True, 'crop'
     table.add_row('', 'loss', '', 'accuracy', '')
     for split in 'train', 'validation':
       scores = [line[split] for line in self._epochs if split in line]
