@@ -136,7 +136,7 @@ def _flags() -> _Parser:
   add('--topology', metavar='NAME', help='compile: for devices that need not '
       'be there, such as v5e:2x2 or cuda:h100x8')
   add('--set', action='append', default=[], metavar='FIELD=VALUE,VALUE',
-      help='sweep: values of a field; of several fields all combinations')
+      help='sweep: values of a field; of several, all combinations')
   add('--seeds', type=int, default=5, metavar='N',
       help='sweep: runs a combination, from config.seed on; default: 5')
   add('--jobs', type=int, default=1, metavar='N', help='sweep: runs at a time')
@@ -147,8 +147,8 @@ def _flags() -> _Parser:
       'and Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='how many there are')
   add('--process_id', type=int, metavar='I', help='which this is, from 0')
-  add('--quiet', action='store_true', help='print nothing but why the exit '
-      'status is not 0')
+  add('--quiet', action='store_true',
+      help='print only why the exit status is not 0')
   add('words', nargs='*', help='predict: a review; report: more runs')
   return parser
 

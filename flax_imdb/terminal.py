@@ -29,7 +29,7 @@ from rich.text import Text
 from flax_imdb.storage import bucket, files
 
 _LINE_SECONDS = 10  # between lines on a long pass, where nothing is live
-_REFRESHES = 2  # of what is live, a second: each takes some milliseconds
+_REFRESHES = 1  # of what is live, a second: each takes some milliseconds
 _LOOK_SECONDS = 0.1  # between looks at a pass that reports each of its items
 _BAR_WIDTH = 30  # columns, where there is room
 _BESIDE_WIDTH = 26  # beside the name of a pass: the shortest bar, and its time
@@ -48,7 +48,7 @@ class View(Protocol):
 
   def __rich_console__(
       self, console: Console, options: ConsoleOptions) -> RenderResult:
-    """As rich calls it, a few times a second and in a thread of its own."""
+    """As rich calls it, each second and in a thread of its own."""
 
   def update(self, *figures: Any) -> None:
     """Takes what is new."""
@@ -179,8 +179,9 @@ class Terminal:
       return
     is_wanted = bool(self._view or self._bar)
     if is_wanted and not self._live:
+      # stdout may be another one at this moment: Live would put that back.
       self._live = Live(self, console=self._console, transient=True,
-                        refresh_per_second=_REFRESHES)
+                        refresh_per_second=_REFRESHES, redirect_stdout=False)
       self._live.start(refresh=True)
     elif self._live and not is_wanted:
       self._live.stop()

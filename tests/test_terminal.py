@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import shlex
 import shutil
@@ -119,6 +118,19 @@ def test_a_failure_leaves_nothing_that_is_live(output):
     raise ZeroDivisionError
   assert shown(output.getvalue(), 60) == ([], True)
   assert 'rich' not in type(sys.stdout).__module__
+
+
+def test_a_bar_that_comes_while_another_stdout_is_there_leaves_both(output):
+  """As while tfds prepares, whose banners are caught."""
+  with contextlib.redirect_stdout(output):
+    with Terminal() as terminal:
+      with contextlib.redirect_stdout(io.StringIO()) as caught:
+        terminal.progress('preparing', 1, 2)
+        print('a banner')
+      terminal.progress('preparing', 2, 2)
+    assert sys.stdout is output
+  assert 'preparing' in output.getvalue()
+  assert caught.getvalue() == 'a banner\n'
 
 
 def test_a_bar_stands_for_each_compilation():
@@ -305,6 +317,5 @@ def test_a_bar_of_the_data_is_taken_away_by_a_signal(tmp_path):
       XDG_CACHE_HOME=str(tmp_path / 'cache'))
   assert status == 130
   lines, cursor = shown(output, 80)
-  assert cursor and not re.search('━', ''.join(lines))
+  assert cursor and not re.search('━', ''.join(lines)), lines
   assert 'error: interrupted' in ''.join(lines)
-  assert os.listdir(tmp_path)

@@ -8,7 +8,7 @@ files; any other set with a text and a class label is read where tfds has
 prepared it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import hashlib
 import io
@@ -197,14 +197,12 @@ def _make(data: ConfigDict, announce: Callable[[str], None],
 
 def _count(builder: Any, tell: Callable[[int], None]) -> None:
   """Lets a tfds builder tell how many examples it has made so far."""
-  generators, done = builder._split_generators, itertools.count(1)
-  def counted(examples: Iterable[Any]) -> Iterator[Any]:
-    for example in examples:
+  generate, done = builder._generate_examples, itertools.count(1)
+  def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    for example in generate(*args, **kwargs):
       yield example
       tell(next(done))
-  builder._split_generators = lambda dl_manager: {
-      split: counted(examples)
-      for split, examples in generators(dl_manager).items()}
+  builder._generate_examples = counted
 
 
 def class_names(data: ConfigDict) -> tuple[str, ...]:

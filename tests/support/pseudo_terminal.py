@@ -13,6 +13,13 @@ from support.command import ROOT, STRICT, environ
 
 _CONTROL = re.compile(r'\x1b\[([?\d;]*)([A-Za-z])')
 _SECONDS = 200
+# It becomes the program whose terminal this is: so Ctrl-C is a signal to it.
+_BEGIN = '''
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+'''
 
 
 def run_at_terminal(*argv, columns=80, keys=(), **env):
@@ -23,14 +30,12 @@ def run_at_terminal(*argv, columns=80, keys=(), **env):
   """
   own, its = os.openpty()
   fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack('4H', 24, columns, 0, 0))
-  def begin():
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
   process = subprocess.Popen(
-      [sys.executable, *STRICT, '-m', 'flax_imdb.main', *argv], cwd=ROOT,
+      [sys.executable, '-c', _BEGIN, sys.executable, *STRICT, '-m',
+       'flax_imdb.main', *argv], cwd=ROOT,
       env=environ(**{'TERM': 'xterm-256color', 'NO_COLOR': None,
                      'COLUMNS': None, 'LC_ALL': None} | env),
-      stdin=its, stdout=its, stderr=its, preexec_fn=begin)
+      stdin=its, stdout=its, stderr=its)
   os.close(its)
   output, seen, end = b'', 0, time.monotonic() + _SECONDS
   keys = list(keys)

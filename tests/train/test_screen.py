@@ -64,7 +64,7 @@ def test_all_that_is_known_is_there(monkeypatch):
       r'best: epoch 2, validation accuracy 0\.9000  2 of 3 epochs of patience '
       'left',
       r'memory \d\.\d\d GB  device 1\.20 of 80\.00 GB  8 x NVIDIA H100',
-      WHY[:76], WHY[77:]], strict=True):
+      WHY[:77], WHY[78:]], strict=True):
     assert re.fullmatch(want, line), (want, line)
 
 
