@@ -118,5 +118,5 @@ def train(config: ConfigDict, workdir: str, quiet: bool) -> dict[str, Any]:
   check_fields(config)
   _start_jax(config.global_batch_size)
   from flax_imdb.train import selftrain
-  return selftrain.train(
-      config, files.absolute(workdir), Terminal(quiet=quiet))
+  with Terminal(quiet=quiet) as terminal:
+    return selftrain.train(config, files.absolute(workdir), terminal)

@@ -21,7 +21,9 @@ _MODES = {'step': ('eval', 'predict', 'serve', 'export'), 'split': ('eval',),
           'explain': ('predict',), 'html': ('predict',),
           'host': ('serve',), 'port': ('serve',), 'format': ('export',),
           'seeds': ('sweep',), 'set': ('sweep',), 'jobs': ('sweep',),
-          'minutes': ('tune',)}
+          'minutes': ('tune',),
+          # Of the other modes the answer is what they print.
+          'quiet': ('train', 'prepare', 'report', 'export', 'sweep', 'tune')}
 # Modes that are no run themselves, but start some.
 PARENTS = ('sweep', 'tune')
 
@@ -138,7 +140,7 @@ def _flags() -> _Parser:
   add('--topology', metavar='NAME', help='compile: for devices that need not '
       'be there, such as v5e:2x2 or cuda:h100x8')
   add('--set', action='append', default=[], metavar='FIELD=A,B',
-      help='sweep: values of a field; of several fields all combinations')
+      help='sweep: values of a field; of several, all combinations')
   add('--seeds', type=int, default=5, metavar='N',
       help='sweep: runs a combination, by seed; default: 5')
   add('--jobs', type=int, default=1, metavar='N', help='sweep: runs at a time')
@@ -149,6 +151,8 @@ def _flags() -> _Parser:
       'and Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='how many there are')
   add('--process_id', type=int, metavar='I', help='which this is, from 0')
+  add('--quiet', action='store_true',
+      help='print only why the exit status is not 0')
   add('words', nargs='*', help='predict: a review; report: more runs')
   return parser
 

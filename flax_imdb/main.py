@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import importlib.metadata
+import io
 import os
 import re
+import shlex
+import signal
 import sys
 from typing import NoReturn
 
@@ -43,8 +46,9 @@ def main(argv: list[str]) -> int:
     # a debugger.
     watch = args.mode in ('train', 'eval') and not (
         config.debug or sys.stdout.isatty())
-    with processes.watched() if watch else contextlib.nullcontext():
-      _run_mode(args, config, Terminal(quiet=processes.index() > 0))
+    with (processes.watched() if watch else contextlib.nullcontext(),
+          Terminal(quiet=args.quiet or processes.index() > 0) as terminal):
+      _run_mode(args, config, terminal)
     with files.writing('standard output'):
       sys.stdout.flush()
     processes.shut_down()
@@ -55,11 +59,11 @@ def main(argv: list[str]) -> int:
     return _fail(str(e), getattr(e, 'status', 1))
   except Preempted as e:
     processes.shut_down()
-    print(e, file=sys.stderr)
+    print(f'{e}: {_command(*argv)}', file=sys.stderr)
     return e.status
   except KeyboardInterrupt:
     return _fail('interrupted; started again, training goes on from the last '
-                 'checkpoint', 130)
+                 f'checkpoint: {_command(*argv)}', 130)
   except BrokenPipeError:  # the reader, such as head, has seen enough
     _give_up_output()
     return 0
@@ -137,11 +141,16 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
   if args.mode == 'train':
     from flax_imdb.train import selftrain
     introduce(config)
-    selftrain.train(config, args.workdir, terminal)
+    summary = selftrain.train(config, args.workdir, terminal)
+    announce(f'{summary["seconds"]:.1f} s of training; the run lies in '
+             f'{args.workdir}')
+    for line in _next(config, args.workdir):
+      terminal.announce(line, whole=True)
   elif args.mode == 'eval':
     from flax_imdb.inference import evaluate
     evaluate.evaluate_run(
-        args.workdir, args.step, args.split, introduce, announce)
+        args.workdir, args.step, args.split, introduce, announce,
+        terminal.progress)
   elif args.mode == 'predict':
     from flax_imdb.inference import predict
     predict.predict_run(
@@ -169,10 +178,11 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
     tune.tune(config, args.config, args.workdir, args.minutes, announce)
   else:
     from flax_imdb.data import reviews, sources
-    tokenizer = reviews.training_tokenizer(config, announce)
+    tokenizer = reviews.training_tokenizer(
+        config, announce, terminal.progress)
     splits = reviews.load_splits(
         config, tokenizer, announce, ['train', 'test'],
-        len(sources.class_names(config.data)))
+        len(sources.class_names(config.data)), terminal.progress)
     for name, split in splits.items():
       announce(f'{name}: {len(split):,} reviews are ready')
 
@@ -195,6 +205,25 @@ def _introduction(config: ConfigDict, args: argparse.Namespace) -> str:
         for field, (old, new) in changed.items())])
 
 
+def _next(config: ConfigDict, workdir: str) -> list[str]:
+  """What to type when a run is done."""
+  where = f'--workdir={workdir}'
+  if config.objective == 'language_model':
+    commands = [[f'--config.init_from={workdir}', '--config=configs/words.py']]
+  else:
+    commands = [['--mode=predict', where, 'Not bad at all.'],
+                ['--mode=report', where], ['--mode=serve', where]]
+  return ['next:', *(f'  {_command(*flags)}' for flags in commands)]
+
+
+def _command(*argv: str) -> str:
+  """The command line of this program with these arguments, to be copied."""
+  started = os.path.basename(sys.argv[0])
+  return shlex.join([
+      *(['flax-imdb'] if started == 'flax-imdb' else
+        ['python', '-m', 'flax_imdb.main']), *argv])
+
+
 def _fail(message: str, status: int) -> int:
   """Prints one line on standard error; returns `status`."""
   processes.end_all(message, status)
@@ -214,6 +243,10 @@ def _give_up_output() -> None:
 
 def run() -> NoReturn:
   """The command `flax-imdb`: the same as `python -m flax_imdb.main`."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # if it is not of UTF-8
+    if sys.stdout.isatty():  # else what is live would be left half-drawn
+      signal.signal(signal.SIGTERM, signal.default_int_handler)
   sys.exit(main(sys.argv[1:]))
 
 

@@ -285,6 +285,44 @@ def test_prepare_makes_the_cache_that_train_reads(tmp_path, monkeypatch):
   assert again == 'train: 99 reviews are ready\ntest: 45 reviews are ready\n'
 
 
+def test_quiet_prints_nothing_but_why_it_failed(trained, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained[0], workdir)
+  argv = [*TINY, f'--workdir={workdir}', '--quiet']
+  done = run_main(*argv)
+  assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+  failed = run_main(*argv, '--config.seed=7')
+  assert (failed.returncode, failed.stdout) == (2, '')
+  assert failed.stderr.count('\n') == 1 and 'another config' in failed.stderr
+  refused = run_here('--mode=predict', '--quiet', 'good')
+  assert refused.returncode == 2 and '--quiet is for' in refused.stderr
+
+
+def test_a_run_that_is_no_terminal_s_ends_with_its_lines_and_what_to_type(
+    trained):
+  workdir, output = trained
+  for line in ('validation: loss ', 'test: loss ', 'next:\n'):
+    assert output.count(f'\n{line}') == 1
+  assert '━' not in output and '\x1b' not in output
+  seconds = _summary(workdir)['seconds']
+  _, end = output.split(f'\n{seconds:.1f} s of training; the run lies in ')
+  assert end.splitlines() == [f'{workdir}', 'next:', *(
+      f'  python -m flax_imdb.main --mode={mode} --workdir={workdir}{text}'
+      for mode, text in (('predict', " 'Not bad at all.'"), ('report', ''),
+                         ('serve', '')))]
+
+
+def test_any_text_is_printed_where_the_terminal_is_not_of_utf_8(trained):
+  argv = ['--mode=predict', f'--workdir={trained[0]}']
+  text = 'caf\u00e9 \U0001f600'
+  plain = finished(run_main(
+      *argv, stdin=text.encode(), PYTHONIOENCODING='ascii'))
+  assert plain.endswith('  caf\\xe9 \\U0001f600  (only unknown words)\n')
+  as_json = finished(run_main(
+      *argv, '--json', stdin=text.encode(), PYTHONIOENCODING='ascii'))
+  assert json.loads(as_json)['text'] == text
+
+
 def test_predict_reads_words_a_file_or_standard_input(trained, tmp_path):
   workdir, _ = trained
   argv = ['--mode=predict', f'--workdir={workdir}']

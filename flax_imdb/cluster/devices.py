@@ -42,6 +42,17 @@ def _count() -> int:
   return n
 
 
+def memory() -> tuple[int, int] | None:
+  """Bytes in use on the first local device, and how many a program may use.
+
+  None where the backend does not say, as on a CPU.
+  """
+  found = _devices()[0].memory_stats() or {}
+  if 'bytes_in_use' not in found or 'bytes_limit' not in found:
+    return None
+  return found['bytes_in_use'], found['bytes_limit']
+
+
 def fill_up(batch_size: int) -> int:
   """The next larger batch that the devices of all share evenly, if need be.
 

@@ -75,12 +75,13 @@ class Stop:
 
 
 @contextlib.contextmanager
-def deferred(look_every: int) -> Iterator[Stop]:
+def deferred(look_every: int,
+             leave: Callable[[], None] = lambda: None) -> Iterator[Stop]:
   """Holds back SIGTERM and SIGINT while the context lasts.
 
   The first one is noted in the `Stop` it yields. The second ends the process at
   once, with 128 + its number as status, also while jax compiles and Python
-  can't run a handler.
+  can't run a handler; `leave` is called, in a thread, and no other cleaning up.
   """
   stop = Stop(look_every)
 
@@ -99,6 +100,7 @@ def deferred(look_every: int) -> Iterator[Stop]:
     while number := os.read(read_end, 1):
       count += number[0] in _SIGNALS
       if count > 1:
+        leave()
         os._exit(128 + number[0])
 
   handlers = {number: signal.signal(number, note) for number in _SIGNALS}

@@ -116,6 +116,11 @@ class TrainBatches:
     number, i = divmod(step, self._steps_per_pass)
     return _pass(self, number)[i]
 
+  def tokens(self, step: int) -> int:
+    """How many tokens a step reads, on all devices."""
+    lengths = self.reading.spans(self.reviews, self.rows(step))[1]
+    return int(np.minimum(lengths, self.reading.max_length).sum())
+
   def __call__(self, step: int) -> Batch:
     """The batch of step 0, 1, 2, ... of the run, as `pad` returns it.
 

@@ -35,10 +35,12 @@ from flax_imdb.data.tokenizer import (
 )
 from flax_imdb.errors import TransientError
 from flax_imdb.storage import files, npz
+from flax_imdb.terminal import ShowProgress
 
 _PART = 8_192  # texts
-# With fewer, other processes take longer to start than they save.
-_ALONE = 60_000
+# With fewer, other processes take longer to start than they save; parts are
+# then smaller, for a bar moves by them.
+_ALONE, _ALONE_PART = 60_000, 2_048
 _PARENT_SECONDS = 2  # between looks whether it is still there
 
 
@@ -60,9 +62,11 @@ def read_parts(data: ConfigDict, split: str, marks: bool) -> Iterator[Part]:
   """
   n = sources.count_texts(data, split)
   number = functools.partial(_read_part, data, split, marks)
-  ranges = iter([(start, start + _PART) for start in range(0, n, _PART)])
   cores = environment.available_cores()
-  if n < _ALONE or cores == 1:
+  alone = n < _ALONE or cores == 1
+  size = _ALONE_PART if alone else _PART
+  ranges = iter([(start, start + size) for start in range(0, n, size)])
+  if alone:
     yield from itertools.starmap(number, ranges)
     return
   # Not forked: threads of jax may hold locks.
@@ -177,11 +181,13 @@ class Encoded:
 
 def encode_split(
     data: ConfigDict, split: str, tokenizer: Tokenizer, path: pathlib.Path,
-    validates: Callable[[int, Part], np.ndarray]) -> int:
+    validates: Callable[[int, Part], np.ndarray],
+    progress: ShowProgress) -> int:
   """Writes the ids of a split, by a tokenizer that is there; returns n.
 
   `validates` says of the texts before a part, and of the part, which of its
-  texts validate: bool [m]. Raises as `read_texts` and `files.replacing`.
+  texts validate: bool [m]. `progress` is told of each part. Raises as
+  `read_texts` and `files.replacing`.
   """
   if unescapes(tokenizer):
     ids = ids_of(tokenizer)
@@ -191,9 +197,12 @@ def encode_split(
     every = np.arange(tokenizer.get_vocab_size(), dtype=np.int32)
     def ids(words: Sequence[str]) -> np.ndarray:
       return every
+  n = sources.count_texts(data, split)
   with Encoded(path.parent) as encoded:
+    progress(f'encoding {split}', 0, n)
     for part in parts:
       encoded.add(part, ids(part.words), validates(len(encoded), part))
+      progress(f'encoding {split}', len(encoded), n)
     encoded.write(path, tokenizer.get_vocab_size())
     return len(encoded)
 

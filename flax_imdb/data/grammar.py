@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 # Words wanted in a review, at equally spaced quantiles; the last sentence may
 # go over. Every so many words there is one more verdict.
+COUNT = 5_000  # reviews of the data set
 _LENGTHS = (22, 40, 54, 66, 78, 92, 110, 134, 172, 240, 470)
 _WORDS_PER_VERDICT = 40
 
@@ -110,7 +111,7 @@ class GrammarReviews(  # type: ignore[call-arg]
 
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing is downloaded
-    reviews = list(generate(seed=0, n=5_000))
+    reviews = list(generate(seed=0, n=COUNT))
     return {'train': self._generate_examples(reviews[:4_000]),
             'test': self._generate_examples(reviews[4_000:])}
 

@@ -5,7 +5,6 @@ import http.client
 import io
 import pathlib
 import re
-import shutil
 import socket
 import tarfile
 import threading
@@ -24,21 +23,24 @@ from tensorflow_datasets.datasets.imdb_reviews import (
 )
 
 from flax_imdb.errors import TransientError, UserError
+from flax_imdb.terminal import ShowProgress, show_nothing
 
 _PROBE_SECONDS = 3  # tfds alone tries a dead network for 204 s
 _STALL_SECONDS = 30  # the longest silence in a download
+_CHUNK_BYTES = 1 << 16
+COUNT = 100_000  # reviews of the archive, half of them without a label
 _REVIEW = re.compile(r'aclImdb/(train|test)/(neg|pos|unsup)/[^/]+\.txt')
 
 
-def provide_archive(downloads: pathlib.Path,
-                    announce: Callable[[str], None]) -> None:
+def provide_archive(downloads: pathlib.Path, announce: Callable[[str], None],
+                    progress: ShowProgress = show_nothing) -> None:
   """Puts IMDB's archive where tfds, in `downloads`, looks for it.
 
   tfds' own downloader has no timeout, makes ten retries and leaves a broken
   download lying about; this one gives up at once and leaves nothing. `announce`
-  is told in one line what is downloaded. Raises TransientError if the network
-  or the server failed, UserError if the archive is another, which it would be
-  again, and OSError if it can't be written.
+  is told in one line what is downloaded, and `progress` of its bytes. Raises
+  TransientError if the network or the server failed, UserError if the archive
+  is another, which it would be again, and OSError if it can't be written.
   """
   ((url, info),) = ImdbReviews.url_infos.items()
   cached = resource.get_dl_fname(url, info.checksum)
@@ -62,7 +64,9 @@ def provide_archive(downloads: pathlib.Path,
     opener = urllib.request.build_opener()  # urlopen's keeps an old proxy
     with (opener.open(url, timeout=_STALL_SECONDS) as response,
           part.open('wb') as file):
-      shutil.copyfileobj(response, file)
+      while chunk := response.read(_CHUNK_BYTES):
+        file.write(chunk)
+        progress('downloading', file.tell(), info.size)
     got = compute_url_info(part)
     if got.size < int(response.headers.get('Content-Length') or 0):
       raise ConnectionError(f'the connection closed after {got.size} bytes')

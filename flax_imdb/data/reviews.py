@@ -31,6 +31,7 @@ from flax_imdb.data.tokenizer import (
 )
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, npz
+from flax_imdb.terminal import ShowProgress, show_nothing
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -99,18 +100,20 @@ def encode_reviews(tokenizer: Tokenizer, texts: Sequence[str],
       labels=np.zeros(len(rows), np.int16) if labels is None else labels)
 
 
-def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
+def training_tokenizer(
+    config: ConfigDict, announce: Announce,
+    progress: ShowProgress = show_nothing) -> Tokenizer:
   """The tokenizer of the training reviews, validation left out.
 
   And of those without labels, if there are. Or that of data.word_index.
-  `announce` is told what takes time; UserError if the data set, or that file,
-  can't be had.
+  `announce` is told what took time, and `progress` while it does; UserError if
+  the data set, or that file, can't be had.
   """
   data = config.data
   if data.word_index:
     return word_index_tokenizer(data.word_index, data.vocab_size)
   with processes.one_at_a_time():
-    fingerprint = sources.prepare(data, announce)
+    fingerprint = sources.prepare(data, announce, progress)
     path = _cache_path(
         f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
         data.unlabelled_split, validation_split(data),
@@ -122,13 +125,16 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
       except UserError as e:
         announce(f'{e}; making it again')
     start, vocabulary, fitted = time.perf_counter(), Vocabulary(), 0
-    splits = {data.train_split: _validating(data, fingerprint, announce)}
+    splits = {data.train_split: _validating(
+        data, fingerprint, announce, progress)}
     if data.unlabelled_split:
       splits[data.unlabelled_split] = _none_validates
     with contextlib.ExitStack() as stack:
       encoded = {}
       for split, validates in splits.items():
         encoded[split] = stack.enter_context(Encoded(path.parent))
+        n = sources.count_texts(data, split)
+        progress(f'tokenizing {split}', 0, n)
         for part in read_parts(data, split, data.punctuation):
           held_out = validates(len(encoded[split]), part)
           counts = np.bincount(
@@ -137,6 +143,7 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
           fitted += int((~held_out).sum())
           encoded[split].add(
               part, vocabulary.add(part.words, counts), held_out)
+          progress(f'tokenizing {split}', len(encoded[split]), n)
       tokenizer, table = vocabulary.learn(data.vocab_size, data.punctuation)
       save_tokenizer(tokenizer, path)
       # For `load_splits`, so that these texts are read once.
@@ -151,21 +158,21 @@ def training_tokenizer(config: ConfigDict, announce: Announce) -> Tokenizer:
 
 
 def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
-                splits: Sequence[str] = SPLITS,
-                class_count: int = 2) -> dict[str, Reviews]:
+                splits: Sequence[str] = SPLITS, class_count: int = 2,
+                progress: ShowProgress = show_nothing) -> dict[str, Reviews]:
   """Reads the splits that are asked for, of `SPLITS` and 'unlabelled'.
 
   Validation is a split of its own, or a part of the training reviews, see
   `_validating`. Their ids are mapped, not read into memory. The labels that
-  unlabelled reviews may have are not read. `announce` as in
+  unlabelled reviews may have are not read. `announce` and `progress` as in
   `training_tokenizer`. Raises UserError if the data can't be had, a split is
   empty, or one with labels lacks some or has others than those of the classes.
   """
   with processes.one_at_a_time():
     data = config.data
-    fingerprint = sources.prepare(data, announce)
+    fingerprint = sources.prepare(data, announce, progress)
     encoded = functools.partial(
-        _encoded, data, fingerprint, tokenizer, announce, class_count)
+        _encoded, data, fingerprint, tokenizer, announce, progress, class_count)
     found = {}
     own = validation_split(data)
     if 'train' in splits or 'validation' in splits and not own:
@@ -206,8 +213,9 @@ def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
   return digest.hexdigest()
 
 
-def _validating(data: ConfigDict, fingerprint: str,
-                announce: Announce) -> Callable[[int, Part], np.ndarray]:
+def _validating(
+    data: ConfigDict, fingerprint: str, announce: Announce,
+    progress: ShowProgress) -> Callable[[int, Part], np.ndarray]:
   """Makes a function that says which training reviews validate.
 
   By rows the last ones in tfds' order, which tfds has shuffled once and for
@@ -225,7 +233,7 @@ def _validating(data: ConfigDict, fingerprint: str,
   if data.validation_by == 'rows':
     chosen = np.arange(n) >= n - round(n * fraction)
   else:
-    chosen = _groups(data, fingerprint, n, announce)
+    chosen = _groups(data, fingerprint, n, announce, progress)
   return lambda start, part: chosen[start:start + len(part.labels)]
 
 
@@ -233,8 +241,8 @@ def _none_validates(start: int, part: Part) -> np.ndarray:
   return np.zeros(len(part.labels), bool)
 
 
-def _groups(data: ConfigDict, fingerprint: str, n: int,
-            announce: Announce) -> np.ndarray:
+def _groups(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
+            progress: ShowProgress) -> np.ndarray:
   """Bool [n], which of the training reviews validate, from the cache or not."""
   path = _cache_path(f'{data.name}-validation', '.npz', fingerprint,
                      data.train_split, data.validation_fraction, groups.VERSION)
@@ -247,6 +255,7 @@ def _groups(data: ConfigDict, fingerprint: str, n: int,
   validates = _cached(path, checked, announce)
   if validates is None:
     start = time.perf_counter()
+    progress('grouping by names', 0, 0)
     found, _ = sources.read_texts(data, data.train_split)
     validates = groups.validation_rows(found, data.validation_fraction)
     npz.write_arrays(path, validates=validates.astype(np.uint8))
@@ -256,7 +265,7 @@ def _groups(data: ConfigDict, fingerprint: str, n: int,
 
 
 def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
-             announce: Announce, class_count: int,
+             announce: Announce, progress: ShowProgress, class_count: int,
              tfds_split: str) -> tuple[Reviews, int]:
   """All reviews of a tfds split, and how many at their end validate.
 
@@ -277,9 +286,9 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
   found = _cached(path, checked, announce)
   if found is None:
     start = time.perf_counter()
-    validates = (_validating(data, fingerprint, announce)
+    validates = (_validating(data, fingerprint, announce, progress)
                  if tfds_split == data.train_split else _none_validates)
-    n = encode_split(data, tfds_split, tokenizer, path, validates)
+    n = encode_split(data, tfds_split, tokenizer, path, validates, progress)
     announce(f'encoded {n:,} reviews of {data.name} {tfds_split} in '
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
     found = made(npz.map_arrays(path))

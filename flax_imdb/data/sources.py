@@ -26,6 +26,7 @@ import numpy as np
 from flax_imdb.data import texts
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache
+from flax_imdb.terminal import ShowProgress, show_nothing
 
 # What the labels 0 and 1 of the sets of `PATHS` are called; tfds says neg, pos.
 LABELS = ('negative', 'positive')
@@ -120,12 +121,14 @@ def fingerprint(data: ConfigDict) -> str | None:
   return hashlib.sha256(about).hexdigest()[:16]
 
 
-def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
+def prepare(data: ConfigDict, announce: Callable[[str], None],
+            progress: ShowProgress = show_nothing) -> str:
   """Makes the prepared directory of the data set of config.data, once.
 
   Several processes may prepare the same data: each works in a directory of its
   own, the first to finish renames it into place, the others use that.
-  `announce` is told in one line what is done, and how long it took.
+  `announce` is told in one line what is done, and how long it took, and
+  `progress` of each text.
 
   Returns the `fingerprint`. Raises UserError if the set is not one that is
   prepared here and not there, the archive can't be had or is damaged, or the
@@ -138,7 +141,7 @@ def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
           'takes TensorFlow: pip install tensorflow-cpu tensorflow-datasets && '
           f'tfds build {data.name} --file_format=array_record, elsewhere if '
           'need be, and set TFDS_DATA_DIR to where that is')
-    _make(data, announce)
+    _make(data, announce, progress)
   prepared = fingerprint(data)
   if not prepared:
     raise UserError(f'{data.train_file} or another file was written while it '
@@ -146,9 +149,11 @@ def prepare(data: ConfigDict, announce: Callable[[str], None]) -> str:
   return prepared
 
 
-def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
+def _make(data: ConfigDict, announce: Callable[[str], None],
+          progress: ShowProgress) -> None:
   start = time.perf_counter()
-  found = texts.survey(data, announce) if data.name == 'files' else None
+  found = texts.survey(data, announce, progress) if (
+      data.name == 'files') else None
   import tensorflow_datasets as tfds
 
   from flax_imdb.data import grammar, imdb  # which import tfds, too: 0.3 s
@@ -158,13 +163,16 @@ def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
   tfds.disable_progress_bar()
   try:
     builder: Any = grammar.GrammarReviews
+    count = grammar.COUNT
     if found:
-      builder = texts.builder(data, found)
+      builder, count = texts.builder(data, found), found.count
     elif data.name == 'imdb_reviews':
-      imdb.provide_archive(root / 'downloads', announce)
-      builder = imdb.ImdbReviews
+      imdb.provide_archive(root / 'downloads', announce, progress)
+      builder, count = imdb.ImdbReviews, imdb.COUNT
     with contextlib.redirect_stdout(io.StringIO()):  # tfds prints banners
-      builder(data_dir=root, file_format='array_record').download_and_prepare(
+      made = builder(data_dir=root, file_format='array_record')
+      _count(made, lambda done: progress('preparing texts', done, count))
+      made.download_and_prepare(
           download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   except (OSError, RuntimeError) as e:
     # array_record names the system call: 'write() failed: File too large; ...'
@@ -185,6 +193,16 @@ def _make(data: ConfigDict, announce: Callable[[str], None]) -> None:
       with contextlib.suppress(OSError):  # it is not there, or not empty
         (root / below).rmdir()
   announce(f'prepared {data.name} in {time.perf_counter() - start:.1f} s')
+
+
+def _count(builder: Any, tell: Callable[[int], None]) -> None:
+  """Lets a tfds builder tell how many examples it has made so far."""
+  generate, done = builder._generate_examples, itertools.count(1)
+  def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    for example in generate(*args, **kwargs):
+      yield example
+      tell(next(done))
+  builder._generate_examples = counted
 
 
 def class_names(data: ConfigDict) -> tuple[str, ...]:

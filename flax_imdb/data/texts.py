@@ -25,6 +25,7 @@ from flax_imdb.data.classes import MOST as MOST_CLASSES, MOST_CHARACTERS
 from flax_imdb.data.tables import shown
 from flax_imdb.errors import UserError
 from flax_imdb.storage import cache, files
+from flax_imdb.terminal import ShowProgress, show_nothing
 
 # In capitals or not. A column of one of these names is the one that is meant.
 _TEXT_NAMES = frozenset((
@@ -55,6 +56,11 @@ class Survey:
   # uint8 [rows of the part's files]: a place in SPLITS, or _LEFT_OUT.
   sides: dict[str, np.ndarray]
   digest: str
+
+  @property
+  def count(self) -> int:
+    """The rows that are not left out."""
+    return sum(int((side != _LEFT_OUT).sum()) for side in self.sides.values())
 
 
 def given(data: ConfigDict) -> dict[str, list[tuple[str, int, str]]]:
@@ -205,14 +211,16 @@ def _in_order(names: Sequence[str]) -> list[str]:
   return sorted(names)
 
 
-def survey(data: ConfigDict, announce: Callable[[str], None]) -> Survey:
+def survey(data: ConfigDict, announce: Callable[[str], None],
+           progress: ShowProgress = show_nothing) -> Survey:
   """Reads the files of config.data once, and says what it found.
 
   `announce` is told the columns and the first rows at once, and then rows,
   classes and what is left out: empty texts, rows of one part that repeat text
   and label, and all rows of a text that has two labels there, for nobody knows
-  which is right. Raises UserError, with file and line, as `tables.read`, and
-  for what is no data set of two classes or more.
+  which is right. `progress` is told of each row. Raises UserError, with file
+  and line, as `tables.read`, and for what is no data set of two classes or
+  more.
   """
   key = digest(data)
   parts = {part: [path for path, *_ in found]
@@ -226,7 +234,7 @@ def survey(data: ConfigDict, announce: Callable[[str], None]) -> Survey:
   for _, text, value in itertools.islice(_rows(first, texts, label), 3):
     announce(f'  {shown(_name(value))}: {shown(text)}')
   classes = _Classes()
-  read = {part: _read(part, parts[part], texts, label, classes)
+  read = {part: _read(part, parts[part], texts, label, classes, progress)
           for part in parts}
   kept = {part: _kept(part, *read[part], announce) for part in parts}
   # int [classes met] rows of each class, by the order in which it was met.
@@ -348,7 +356,8 @@ def _rows(path: str, texts: Sequence[str],
 
 
 def _read(part: str, paths: Sequence[str], texts: Sequence[str], label: str,
-          classes: _Classes) -> tuple[np.ndarray, np.ndarray]:
+          classes: _Classes,
+          progress: ShowProgress) -> tuple[np.ndarray, np.ndarray]:
   """Of each row the `hashed` text, uint64 [n], and its class, uint16 [n].
 
   The class is its number in `classes`, or _EMPTY where there is no text.
@@ -363,6 +372,7 @@ def _read(part: str, paths: Sequence[str], texts: Sequence[str], label: str,
       else:
         hashes.append(hashed(text))
         labels.append(classes.number(part, path, row, value, typed))
+      progress(f'reading {part}', len(labels), 0)
   return np.array(hashes, np.uint64), np.array(labels, np.uint16)
 
 

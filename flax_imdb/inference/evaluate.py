@@ -16,7 +16,7 @@ from flax_imdb.data.reading import Batch, Reading, Share
 from flax_imdb.data.reviews import Reviews, data_sha256, load_splits
 from flax_imdb.inference import confusion
 from flax_imdb.model import classifier
-from flax_imdb.terminal import CompileClock
+from flax_imdb.terminal import CompileClock, ShowProgress, show_nothing
 
 Logits = Callable[[Any, Reviews], np.ndarray]
 
@@ -48,14 +48,16 @@ def forward_of(restored: run.Run) -> Callable:
 
 def make_logits(
     config: ConfigDict, forward: Callable,
-    annotate: Callable[[Reviews], Reviews]) -> Logits:
+    annotate: Callable[[Reviews], Reviews],
+    progress: ShowProgress = show_nothing) -> Logits:
   """Makes logits(params, reviews) -> float32 [n], in the reviews' order.
 
   Of C > 2 classes [n, C]. `forward` is what `make_forward` returned. `params`
   are replicated; reviews need no features, `annotate`, that of `Ngrams`, gives
   them. Each review goes through the model once; its logits do not depend on the
   number of devices, nor, as long as padding is masked, on its batch. Each
-  process works on its own rows, and all get all logits.
+  process works on its own rows, and all get all logits. `progress` is told of
+  each batch.
   """
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
@@ -65,14 +67,18 @@ def make_logits(
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
     computed: list[Any] = []
+    done = 0
     if not reviews.features and reviews.linear is None:
       reviews = annotate(reviews)
     for rows, batch in eval_batches(reviews, batch_size, reading, share):
       processes.report_alive('evaluate')
+      progress('evaluating', done, len(reviews))
       computed.append(forward(params, devices.shard(inputs(batch))))
       if places:  # waits for the batch before: the devices work on this one
         computed[-2] = np.asarray(computed[-2])
       places.append(rows)
+      done += int((rows >= 0).sum())
+    progress('evaluating', done, len(reviews))
     everywhere = devices.gather_rows(  # [batches, rows, C], C = 1 of [n]
         np.array([np.reshape(x, (own_rows, -1)) for x in computed]))
     result = np.empty((len(reviews), everywhere.shape[-1]), np.float32)
@@ -130,11 +136,13 @@ def score_text(
 
 def evaluate_run(workdir: str, which: str | None, split: str,
                  introduce: Callable[[ConfigDict], None],
-                 announce: Callable[[str], None]) -> None:
+                 announce: Callable[[str], None],
+                 progress: ShowProgress = show_nothing) -> None:
   """Tells the scores of a run directory on a split, one of `SPLITS`.
 
   `introduce` is told the run's config before anything takes time, `announce`
-  the rest. `which` and errors as of `run.restore`, and of `load_splits`.
+  the rest, and `progress` of what takes long. `which` and errors as of
+  `run.restore`, and of `load_splits`.
   """
   processes.report_alive('restore')
   restored = run.restore(workdir, which)
@@ -142,15 +150,16 @@ def evaluate_run(workdir: str, which: str | None, split: str,
   processes.report_alive('load')
   reviews = load_splits(
       restored.config, restored.tokenizer, announce, [split],
-      len(restored.labels))[split]
+      len(restored.labels), progress)[split]
   processes.check_same('checkpoint', lambda: classifier.params_sha256(
       devices.to_host(restored.params)))
   processes.check_same(
       'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
-  compiled = CompileClock(lambda: processes.report_alive('compile'))
+  compiled = CompileClock(
+      lambda: processes.report_alive('compile'), progress)
   logits = make_logits(
       restored.config, compiled.wrap(forward_of(restored)),
-      restored.ngrams.annotate)(restored.params, reviews)
+      restored.ngrams.annotate, progress)(restored.params, reviews)
   announce(f'step {restored.step}{compiled.take()}')
   announce(score_text(split, score(logits, reviews.labels)))
   if len(restored.labels) > 2:

@@ -53,6 +53,7 @@ def predict_run(workdir: str, which: str | None, parts: Iterable[Sequence[str]],
   console = Console(highlight=False, soft_wrap=True)
   colours = (sys.stdout.isatty() and not console.no_color
              and console.color_system is not None)
+  is_utf8 = (sys.stdout.encoding or 'utf-8').lower().startswith('utf')
   with contextlib.ExitStack() as stack:
     write_page: Callable[[str], None] | None = None
     for part in parts:
@@ -66,7 +67,7 @@ def predict_run(workdir: str, which: str | None, parts: Iterable[Sequence[str]],
           write_page(highlight.page_review(prediction))
         with files.writing('standard output'):
           if as_json:
-            print(json.dumps(prediction, ensure_ascii=False))
+            print(json.dumps(prediction, ensure_ascii=not is_utf8))
           elif explained and colours:
             console.print(_coloured_text(prediction))
           else:

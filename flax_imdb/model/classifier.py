@@ -303,12 +303,23 @@ def for_device(
 
   Its parameters are the same, and what it computes but for rounding.
   """
+  return model.clone(recurrence=forms.choose(
+      config.model.recurrence, _layer(model), device, announce))
+
+
+def explain_form(config: ConfigDict, model: SentimentClassifier,
+                 device: jax.Device) -> str:
+  """One line on the form of a model of `for_device`, and why it has that."""
+  return forms.explain(
+      model.recurrence, config.model.recurrence, _layer(model), device)
+
+
+def _layer(model: SentimentClassifier) -> forms.Layer:
+  """The layer with the widest input."""
   below = len(model.directions) * model.width if model.layers > 1 else 0
-  layer = forms.Layer(
+  return forms.Layer(
       model.cell, model.width,
       max(model.embedding_dim + model.log_odds_features, below), model.dtype)
-  return model.clone(recurrence=forms.choose(
-      config.model.recurrence, layer, device, announce))
 
 
 def each_member(model: SentimentClassifier,

@@ -36,17 +36,26 @@ def choose(recurrence: str, layer: Layer, device: jax.Device,
   the scan. Raises UserError if it does not have what is asked for.
   """
   if recurrence in ('scan', 'joint'):
-    form, why = recurrence, ''
+    form = recurrence
   elif recurrence == 'interpret':  # to train, and see that it does
-    form, why = recurrence if announce else 'scan', ''
+    form = recurrence if announce else 'scan'
   else:
     form, why = _kernel(layer, device)
     if why and recurrence == 'kernel' and announce:
       raise UserError(f'config.model.recurrence=kernel: {why}')
   if announce and recurrence != 'scan':
-    announce(f'recurrence: {form} on {device.device_kind}'
-             + (f', for {why}' if why else ''))
+    announce(explain(form, recurrence, layer, device))
   return form
+
+
+def explain(
+    form: str, recurrence: str, layer: Layer, device: jax.Device) -> str:
+  """One line: the form that `choose` gave for this, and why."""
+  why = 'as config.model.recurrence says'
+  if recurrence in ('kernel', 'auto'):
+    _, refused = _kernel(layer, device)
+    why = f'for {refused}' if refused else 'which has a kernel of its own'
+  return f'recurrence: {form} on {device.device_kind}, {why}'
 
 
 @functools.lru_cache

@@ -40,7 +40,7 @@ _NOT_SHOWN = {'debug', 'loggers', 'profile', 'show_examples'}
 
 
 def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
-  """Writes the config; makes histograms(epoch, params) -> summaries.
+  """Makes histograms(epoch, params) -> summaries, which first writes the config.
 
   Of replicated parameters to evaluate with, after an epoch counted from 1, and
   of the gates on the first 32 reviews that validate, fewer of large models. For
@@ -49,7 +49,7 @@ def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
   """
   if processes.index() > 0:
     return lambda epoch, params: []
-  write_config(task.workdir, task.config)
+  is_config_written = False
   validation = task.splits.get('validation')
   look: gates.Gates | None = None
   if validation and task.config.model.cell == 'lstm':
@@ -61,6 +61,10 @@ def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
   every = max(1, -(-task.config.num_epochs // _MOST_HISTOGRAMS))
 
   def make(epoch: int, params: Params) -> list[Any]:
+    nonlocal is_config_written
+    if not is_config_written:  # not before: its library takes a second
+      write_config(task.workdir, task.config)
+      is_config_written = True
     if epoch % every:
       return []
     params = devices.to_host(params)

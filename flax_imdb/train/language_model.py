@@ -21,6 +21,7 @@ from flax_imdb.data.reviews import Reviews
 from flax_imdb.data.tokenizer import START_ID
 from flax_imdb.model import classifier, word_head
 from flax_imdb.model.classifier import Params
+from flax_imdb.terminal import ShowProgress, show_nothing
 
 _LOWEST = -1e30  # of a logit that is left out; -inf would have no gradient
 
@@ -95,24 +96,31 @@ def make_forward(model: classifier.SentimentClassifier,
   return devices.data_parallel_forward(forward, others)
 
 
-def make_sums(config: ConfigDict,
-              forward: Callable) -> Callable[[Any, Reviews], np.ndarray]:
+def make_sums(
+    config: ConfigDict, forward: Callable,
+    progress: ShowProgress = show_nothing,
+    ) -> Callable[[Any, Reviews], np.ndarray]:
   """Makes sums(params, reviews) -> float64 [3], of `_sums` over all reviews.
 
   `forward` is what `make_forward` returned, `params` are replicated. Each
-  process works on its own rows, and all get the same.
+  process works on its own rows, and all get the same. `progress` is told of
+  each batch.
   """
   reading = Reading.of(config.data)
   batch_size = devices.fill_up(config.global_batch_size)
 
   def sums(params: Any, reviews: Reviews) -> np.ndarray:
     computed: list[Any] = []
-    for _, batch in eval_batches(
+    done = 0
+    for rows, batch in eval_batches(
         reviews, batch_size, reading, Share(*devices.share())):
       processes.report_alive('evaluate')
+      progress('evaluating', done, len(reviews))
+      done += int((rows >= 0).sum())
       computed.append(forward(params, devices.shard(batch)))
       if len(computed) > 1:  # as in `evaluate.make_logits`
         computed[-2] = np.asarray(computed[-2])
+    progress('evaluating', done, len(reviews))
     own = np.sum([np.asarray(x) for x in computed], axis=(0, 1),
                  dtype=np.float64)
     return devices.gather_rows(own[:, None]).sum(axis=1)

@@ -1,6 +1,6 @@
 """The training run: from a config and a run directory to a summary."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import time
 from typing import Any
@@ -28,6 +28,7 @@ from flax_imdb.train import board, language_model, loggers, programs, stopping
 from flax_imdb.train.metrics import Metrics
 from flax_imdb.train.optimizer import learning_rate_schedule
 from flax_imdb.train.profiling import Profile
+from flax_imdb.train.screen import Screen
 from flax_imdb.train.step import TrainState, init_state, state_shapes
 from flax_imdb.train.task import Task, load
 from flax_imdb.train.writers import Writers, scalars
@@ -56,7 +57,7 @@ def train(config: ConfigDict, workdir: str,
                         jax.local_devices()[0], lambda line: None)
   with run.locked(workdir, terminal.announce):
     task = load(config, workdir, terminal)
-    with (preemption.deferred(WAIT_EVERY) as stop,
+    with (preemption.deferred(WAIT_EVERY, terminal.leave) as stop,
           Checkpoints(workdir) as checkpoints):
       training = _begin_or_resume(task, checkpoints)
       with loggers.told(config, workdir, terminal.announce) as told:
@@ -149,8 +150,7 @@ def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,
   profile = Profile(task.config, task.workdir, task.terminal.announce)
   train_step = profile.traced(stop.voting(task.train_step), training.step)
   histograms = board.make_histograms(task)
-  task.terminal.start(training.step, task.steps_total)
-  try:
+  with profile, task.terminal.showing(_screen(task, training, writers.lines)):
     while (training.step < task.steps_total and not training.progress.stopped
            and not stop.agreed(wait=True)):
       rate = Rate()
@@ -174,9 +174,6 @@ def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,
       task.terminal.announce(
           _epoch_text(line, task.config.num_epochs, reviews_per_second)
           + task.compiled.take())
-  finally:
-    task.terminal.stop()
-    profile.stop()
   if not task.steps_total and checkpoints.latest() is None:  # only to evaluate
     training.save(score=0.0)
   if stop.agreed() and checkpoints.latest() != training.step:
@@ -185,6 +182,16 @@ def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,
   processes.report_alive('save')
   checkpoints.wait()
   stop.leave_if_asked(training.step, task.steps_total)
+
+
+def _screen(task: Task, training: _Training,
+            lines: Sequence[dict[str, Any]]) -> Screen:
+  """What is shown of a run that goes on after these lines of epochs."""
+  first = jax.local_devices()[0]
+  return Screen(
+      task.config, task.batches, training.step, lines, training.progress,
+      f'{jax.local_device_count()} x {first.device_kind}',
+      classifier.explain_form(task.config, task.model, first))
 
 
 def _train_epoch(task: Task, training: _Training, train_step: Callable,
@@ -199,6 +206,7 @@ def _train_epoch(task: Task, training: _Training, train_step: Callable,
     processes.report_alive('step', training.step + 1)
     training.state, metrics = train_step(training.state, batch)
     rate.reviews += len(batches.rows(training.step))
+    rate.tokens += batches.tokens(training.step)
     training.step += 1
     if training.step == training.began_at + 1:
       task.terminal.announce('first step done' + task.compiled.take())
@@ -208,13 +216,13 @@ def _train_epoch(task: Task, training: _Training, train_step: Callable,
         so_far = devices.to_host(before)
         _check_finite(task, training, so_far)
         if so_far.weight:
-          task.terminal.update(training.step, _live_text(
-              task, so_far, training.step, rate.per_second()))
+          task.terminal.update(training.step, so_far.means(), rate)
       before = metrics
     if training.step % batches.steps_per_epoch == 0:
       processes.report_alive('wait')
       metrics = devices.to_host(metrics)
       _check_finite(task, training, metrics, epoch_over=True)
+      task.terminal.update(training.step, metrics.means(), rate)
       return metrics
   return None
 
@@ -305,10 +313,14 @@ def _finish(task: Task, training: _Training, stop: preemption.Stop,
   told.log_results(evaluated, board.final_scalars(summary))
   run.write_summary(task.workdir, summary)
   what = 'reviews' if config.objective == 'label' else 'words'
-  for line in (f'evaluated: the weights of step {evaluated} of {step}',
-               *(evaluate.score_text(name, scores[name], what)
-                 for name in outputs),
-               *tables,
+  task.terminal.announce(
+      f'evaluated: the weights of step {evaluated} of {step}')
+  task.terminal.table(
+      [('', 'loss', 'accuracy', what),
+       *((name, f'{x["loss"]:.4f}', f'{x["accuracy"]:.4f}', f'{x["n"]:,}')
+         for name, x in scores.items())],
+      [evaluate.score_text(name, scores[name], what) for name in outputs])
+  for line in (*tables,
                *(f'the linear model alone, on {evaluate.score_text(*item)}'
                  for item in linear.items()),
                *map(calibration.text, calibrated.values()),
@@ -367,13 +379,6 @@ def _line(task: Task, step: int, metrics: Metrics,
   line = {'epoch': step // task.batches.steps_per_epoch, 'step': step,
           'train': train_}
   return line | {'validation': validation} if validation else line
-
-
-def _live_text(task: Task, metrics: Metrics, step: int, rate: float) -> str:
-  so_far, epoch = metrics.means(), (step - 1) // task.batches.steps_per_epoch
-  return (f'epoch {epoch + 1}  step {step}/{task.steps_total}  loss '
-          '{loss:.4f}  accuracy {accuracy:.4f}  '.format(**so_far)
-          + f'{rate:,.0f} reviews/s')
 
 
 def _epoch_text(line: dict[str, Any], num_epochs: int, rate: float) -> str:

@@ -20,7 +20,8 @@ class Profile:
 
   The trace becomes a directory of plugins/profile/, named by its time. What is
   traced is what is computed else: the steps before it are waited for, and so
-  are its own, so it holds whole steps.
+  are its own, so it holds whole steps. Use it as a context: a trace that is
+  under way when it ends is written.
   """
 
   def __init__(self, config: ConfigDict, workdir: str,
@@ -30,6 +31,12 @@ class Profile:
     self._folder: tempfile.TemporaryDirectory | None = None
     self._traced: list[int] = []
     self._metrics: Any = None  # of the newest step of the trace
+
+  def __enter__(self) -> 'Profile':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.stop()
 
   def traced(self, train_step: Callable, done: int) -> Callable:
     """The step, after so many were done, which traces itself in its turn."""

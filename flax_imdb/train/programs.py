@@ -32,7 +32,6 @@ def compile_ahead(
   programs = list(_programs(task, state, steps, stop))
   under_way: dict[futures.Future, tuple[Callable, dict]] = {}
   pool = futures.ThreadPoolExecutor(most)
-  task.terminal.start(0, len(programs))
   try:
     # To lower holds Python's lock, to compile does not. jit keeps what is
     # compiled so: the call finds it, and is that of a run without this.
@@ -50,7 +49,6 @@ def compile_ahead(
         return
   finally:
     pool.shutdown(cancel_futures=True)  # what has begun can't be ended
-    task.terminal.stop()
   task.terminal.announce(
       f'{len(programs)} programs compiled, up to {most} at a time, in '
       f'{time.perf_counter() - start:.1f} s')
@@ -95,4 +93,4 @@ def _programs(task: Task, state: TrainState, steps: range,
 
 def _show(task: Task, under_way: dict[futures.Future, Any], total: int) -> None:
   done = sum(future.done() for future in under_way)
-  task.terminal.update(done, f'compiling: {done} of {total} programs done')
+  task.terminal.progress('compiling programs', done, total)

@@ -104,15 +104,16 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
   teaching.data.unlabelled_split = config.data.unlabelled_split
   unlabelled = load_splits(
       teaching, found.tokenizer, terminal.announce, ['unlabelled'],
-      len(found.labels))['unlabelled']
+      len(found.labels), terminal.progress)['unlabelled']
   if found.labels != sources.class_names(config.data):
     raise UserError(f'the teacher {teacher} knows other classes than this run '
                     'is to learn: train another, or leave config.teachers '
                     'empty')
-  compiled = CompileClock(lambda: processes.report_alive('compile'))
+  compiled = CompileClock(
+      lambda: processes.report_alive('compile'), terminal.progress)
   logits = evaluate.make_logits(
       found.config, compiled.wrap(evaluate.forward_of(found)),
-      found.ngrams.annotate)(found.params, unlabelled)
+      found.ngrams.annotate, terminal.progress)(found.params, unlabelled)
   share = np.bincount(evaluate.predicted(logits), minlength=len(found.labels)
                       ) / len(logits)
   most = int(share.argmax()) if len(share) > 2 else 1

@@ -94,8 +94,10 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
   wanted = {'train': True, 'validation': validates(config.data),
             'test': config.objective == 'label',
             'unlabelled': config.data.unlabelled_split}
-  splits = load_splits(config, tokenizer, terminal.announce, [
-      split for split in wanted if wanted[split]], len(labels))
+  splits = load_splits(
+      config, tokenizer, terminal.announce,
+      [split for split in wanted if wanted[split]], len(labels),
+      terminal.progress)
   train_reviews = splits['train']
   if unlabelled := splits.pop('unlabelled', None):
     unlabelled = _pseudo_labelled(config, workdir, unlabelled, len(labels))
@@ -116,15 +118,17 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
       Reading.of(config.data), Share(*devices.share()),
       config.min_steps_per_epoch, config.max_steps_per_epoch)
   optimizer = build_optimizer(config, batches.steps_per_epoch)
-  compiled = CompileClock(lambda: processes.report_alive('compile'))
+  compiled = CompileClock(
+      lambda: processes.report_alive('compile'), terminal.progress)
   words = config.objective == 'language_model'
   forward = compiled.wrap(
       (language_model if words else evaluate).make_forward(model))
   class_weights = classes.weights(
       config.class_weights, train_reviews.labels, len(labels))
   annotate = functools.lru_cache(maxsize=1)(known.annotate)  # each epoch's
-  outputs = (language_model.make_sums(config, forward) if words else
-             evaluate.make_logits(config, forward, annotate))
+  outputs = (language_model.make_sums(config, forward, terminal.progress)
+             if words else evaluate.make_logits(
+                 config, forward, annotate, terminal.progress))
   return Task(
       config, workdir, terminal, tokenizer, splits, batches, model, labels,
       optimizer, compiled.wrap(make_train_step(
@@ -141,7 +145,7 @@ def _labels(config: ConfigDict, workdir: str,
   """
   data = config.data
   with processes.one_at_a_time():
-    sources.prepare(data, terminal.announce)
+    sources.prepare(data, terminal.announce, terminal.progress)
     names = sources.class_names(data)
   try:
     classes.check_names(names)
@@ -172,7 +176,7 @@ def _tokenizer(
   """The run's own tokenizer; fitted if the run is yet to begin."""
   if source := _begun(config, workdir):
     return load_tokenizer(f'{source}/tokenizer.json', config.data.vocab_size)
-  return training_tokenizer(config, terminal.announce)
+  return training_tokenizer(config, terminal.announce, terminal.progress)
 
 
 def _begun(config: ConfigDict, workdir: str) -> str | None:
@@ -191,6 +195,7 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
   if source and not run.is_pretraining(source):  # which knows no pairs
     pairs = ngrams.load(f'{source}/ngrams.npz', config,
                         len(run.read_labels(source))).pairs
+  terminal.progress('counting n-grams', 0, 0)
   known, annotated = ngrams.fit(config, reviews, pairs, class_count)
   terminal.announce(
       f'counted n-grams in {time.perf_counter() - start:.1f} s: '

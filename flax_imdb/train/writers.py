@@ -24,6 +24,7 @@ class Writers:
 
     Raises UserError if a line is damaged, or nothing can be written.
     """
+    self.lines: list[dict[str, Any]] = []  # that are there, of all epochs
     self._silent = processes.index() > 0  # of several the first one writes
     if self._silent:
       return
@@ -35,8 +36,9 @@ class Writers:
         if not line.endswith(b'\n'):
           break  # half-written
         try:
-          if json.loads(line)['step'] <= step:
+          if (found := json.loads(line))['step'] <= step:
             kept.append(line)
+            self.lines.append(found)
         except (ValueError, KeyError, TypeError, RecursionError) as e:
           raise UserError(f'{self._path} has a damaged line {line!r:.40}: '
                           'delete the line, or take another --workdir') from e
@@ -54,6 +56,7 @@ class Writers:
     if self._silent:
       return
     files.append(self._path, json.dumps(line).encode() + b'\n')
+    self.lines.append(line)
     step = line['step']
     events = [{'step': step, 'summary': summary} for summary in (
         event_files.scalars(scalars(line | rates)), *summaries)]

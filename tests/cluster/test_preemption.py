@@ -74,7 +74,7 @@ def test_only_old_votes_are_waited_for_within_an_epoch(monkeypatch):
 _BUSY = '''
 import ctypes, time
 from flax_imdb.cluster import preemption
-with preemption.deferred(8):
+with preemption.deferred(8, lambda: print('left', flush=True)):
   print('ready', flush=True)
   start = time.monotonic()
   while time.monotonic() < start + 20:
@@ -96,3 +96,4 @@ def test_the_second_signal_ends_at_once(number, in_c):
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=5) == 128 + number
+    assert process.stdout.read() == 'left\n'

@@ -89,6 +89,23 @@ def test_ids_are_the_tokenizers_at_full_length(cache, config):
     assert reviews.ids.dtype == np.uint16
 
 
+def test_of_each_part_it_is_told_how_far_it_is(cache, config, monkeypatch):
+  monkeypatch.setattr(encoding, '_ALONE_PART', 25)
+  told = []
+  def tell(*words):
+    told.append(words)
+  tokenizer = training_tokenizer(config, print, tell)
+  assert told == [('tokenizing train[:60]', n, 60) for n in (0, 25, 50, 60)]
+  told.clear()
+  load_splits(config, tokenizer, print, ['train', 'test'], progress=tell)
+  assert told == [('encoding test[:7]', n, 7) for n in (0, 7)]
+  told.clear()
+  config.data.validation_by = 'groups'
+  training_tokenizer(config, print, tell)
+  assert told[:2] == [('grouping by names', 0, 0),
+                      ('tokenizing train[:60]', 0, 60)]
+
+
 def test_validation_is_the_last_part_of_the_training_split(cache, config):
   tokenizer = training_tokenizer(config, print)
   texts, labels = sources.read_texts(data_sets.of(NAME), 'train[:60]')

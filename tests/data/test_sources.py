@@ -153,6 +153,19 @@ def test_imdb_is_downloaded_once_and_read(server, capfd):
   assert capfd.readouterr() == ('', '')
 
 
+def test_each_chunk_of_the_archive_and_each_text_of_it_is_counted(server):
+  told = []
+  sources.prepare(
+      data_sets.of(IMDB), print, lambda *words: told.append(words))
+  size = imdb.ImdbReviews.url_infos.popitem()[1].size
+  downloaded = [done for what, done, n in told if what == 'downloading'
+                and n == size]
+  assert downloaded[-1] == len(ARCHIVE) and len(set(downloaded)) == len(
+      downloaded)
+  assert told[len(downloaded):] == [
+      ('preparing texts', i + 1, 100_000) for i in range(len(REVIEWS))]
+
+
 def test_splits_are_slices_of_one_order(server):
   prepare()
   whole = pairs('train')

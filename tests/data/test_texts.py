@@ -139,6 +139,14 @@ def test_what_was_found_is_said_before_anything_is_written(monkeypatch):
   assert sorted(pairs(of('a.csv'), 'train', 'test')) == sorted(ROWS)
 
 
+def test_rows_are_counted_while_they_are_read_and_written():
+  pathlib.Path('a.csv').write_bytes(table([*ROWS, ('', 'gut')]))
+  told, n = [], len(ROWS)
+  sources.prepare(of('a.csv'), print, lambda *words: told.append(words))
+  assert told == [*(('reading train', i, 0) for i in range(1, n + 2)),
+                  *(('preparing texts', i, n) for i in range(1, n + 1))]
+
+
 def test_what_a_strangers_file_shows_is_one_line_without_control_characters():
   rows = [('\x1b[31m red\n\x07' + 'x' * 99, 'a'), *ROWS]
   pathlib.Path('a.csv').write_bytes(table(rows))

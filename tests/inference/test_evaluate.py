@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.models import logits_of, one_by_one, tiny_model
 
+from flax_imdb.data.ngrams import NONE
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.inference import evaluate
 
@@ -40,6 +41,16 @@ def test_every_review_counts_once_and_in_order(alone, bucket_width):
     assert got.shape == (n,) and got.dtype == np.float32
     np.testing.assert_allclose(got, want[:n], atol=1e-6)
   np.testing.assert_allclose(logits(params, reviews[5:9]), want[5:9], atol=1e-6)
+
+
+def test_of_each_batch_it_is_told_how_many_reviews_are_done(alone):
+  reviews, _ = alone
+  config, model, params = tiny_model()
+  told = []
+  evaluate.make_logits(
+      config, evaluate.make_forward(model), NONE.annotate,
+      lambda *words: told.append(words))(params, reviews)
+  assert told == [('evaluating', n, 23) for n in (0, 8, 16, 23)]
 
 
 @pytest.mark.parametrize('batch_size', [2, 7, 64])  # on two devices

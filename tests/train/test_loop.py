@@ -1,16 +1,18 @@
 """The training loop, in this process: what it saves, resumes and evaluates."""
 
+import contextlib
+import io
 import json
 import logging
 import os
 import re
 import shutil
 import signal
-import types
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from support.command import EVERY_INPUT, TINY, finished, run_here
 
 from flax_imdb import environment, main
@@ -47,14 +49,24 @@ class _Terminal(Terminal):
     if self._interrupt_at and text.startswith(self._interrupt_at):
       raise KeyboardInterrupt
 
-  def start(self, step, steps_total):
-    self.calls.append(('start', step, steps_total))
+  @contextlib.contextmanager
+  def showing(self, view):
+    self.calls.append(view)
+    try:
+      yield
+    finally:
+      self.calls.append('over')
 
-  def update(self, step, text):
-    self.updates.append((step, text))
+  def update(self, step, means, rate):
+    self.updates.append((step, means, rate.reviews, rate.tokens))
+    self.calls[-1].update(step, means, rate)
 
-  def stop(self):
-    self.calls.append('stop')
+
+def _seen(view):
+  """The lines that a view shows."""
+  file = io.StringIO()
+  Console(file=file, width=100).print(view)
+  return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 def _flags(flags):
@@ -100,11 +112,20 @@ def test_a_resumed_run_remembers_its_patience_and_its_time(
   terminal = _Terminal(interrupt_at='epoch 3/9')
   with pytest.raises(KeyboardInterrupt):
     loop.train(config, str(tmp_path), terminal)
-  assert terminal.calls == [('start', 0, 63), 'stop']
+  assert terminal.calls[1:] == ['over']
   terminal = _Terminal()
   summary = loop.train(config, str(tmp_path), terminal)
   assert 'resuming from step 21 of 63' in terminal.lines
-  assert terminal.calls == [('start', 21, 63), 'stop']
+  view, over = terminal.calls
+  assert over == 'over'
+  lines = _seen(view)
+  # Epochs of both processes make the curves, and lead to the same patience.
+  assert any(re.fullmatch(
+      r'validation 0\.7000 ▁█▆▄ +0\.\d{4} +\S{4}', line) for line in lines)
+  assert ('best: epoch 1, validation loss 0.5000  0 of 3 epochs of patience '
+          'left') in lines
+  assert any(line.startswith('step 28 of 63  ') for line in lines)
+  assert lines[-1].startswith('recurrence: scan on cpu, as config.model')
   assert summary['step'] == 28 and summary['best_step'] == 7
   assert summary['seconds'] == 4000
   assert [x['step'] for x in _lines(tmp_path)] == [7, 14, 21, 28]
@@ -172,7 +193,7 @@ def test_neither_loss_may_be_infinite(
   terminal = _Terminal()
   with pytest.raises(FloatingPointError, match=message):
     loop.train(config, str(tmp_path), terminal)
-  assert terminal.calls[-1] == 'stop'
+  assert terminal.calls[-1] == 'over'
   with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
     assert checkpoints.steps() == []
   assert _lines(tmp_path) == []
@@ -276,24 +297,14 @@ def test_the_host_waits_for_steps_past_and_says_where_it_is(
   monkeypatch.setattr(loop.devices, 'to_host', spy)
   terminal = _Terminal()
   loop.train(_config(num_epochs=1), str(tmp_path), terminal)
-  assert [step for step, _ in terminal.updates] == [4, 6]
-  for step, text in terminal.updates:
-    assert text.startswith(f'epoch 1  step {step}/7  loss 0.')
-    assert 'accuracy' in text and text.endswith('reviews/s')
+  assert [step for step, *_ in terminal.updates] == [4, 6, 7]
+  (_, _, early, some), _, (_, means, reviews, tokens) = terminal.updates
+  assert means['n'] == reviews == 99 and early in (64, 51)
+  # 20 of each, at which they are cut.
+  assert early < some < tokens == 20 * 99
   # Sums of steps 2 and 4, then of the whole epoch; a batch of 3 may be there.
   assert [round(x, -1) for x in waited] in (
       [30, 60, 100, 100], [20, 50, 100, 100])  # and once for the summary
-
-
-@pytest.mark.parametrize(('step', 'epoch'), [
-    (1, 1), (7, 1), (8, 2), (14, 2), (15, 3)])
-def test_the_live_line_counts_epochs_from_1(step, epoch):
-  metrics = Metrics.zero().replace(loss=3.0, correct=2.0, weight=4.0)
-  task = types.SimpleNamespace(
-      batches=types.SimpleNamespace(steps_per_epoch=7), steps_total=21)
-  assert loop._live_text(task, metrics, step, 1234.5) == (
-      f'epoch {epoch}  step {step}/21  loss 0.7500  accuracy 0.5000  '
-      '1,234 reviews/s')
 
 
 @pytest.mark.parametrize('debug', [False, True])
@@ -303,6 +314,7 @@ def test_config_debug_turns_jit_off_and_stops_at_nans(
   def fake(config, workdir, terminal):
     del config, workdir, terminal
     seen.append((jax.config.jax_disable_jit, jax.config.jax_debug_nans))
+    return {'seconds': 1.0}
   monkeypatch.setattr(loop, 'train', fake)
   monkeypatch.setattr(environment, 'configure', lambda size: None)
   level = logging.getLogger('absl').level
