@@ -1,4 +1,4 @@
-"""The pictures of README and docs/: a run on a terminal, and pages in a browser.
+"""The pictures of README and docs/: a terminal, and pages in a browser.
 
   pip install -e '.[docs,report,serve]'   # and tmux, chromium, chromium-driver
   python docs/pictures.py --workdir=runs/default

@@ -4,7 +4,7 @@ Words are [begin, end, score], of text[begin:end], in ascending order; how much
 colour one has is its score's share of the largest one in its text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import html
 from typing import Any
 
@@ -86,19 +86,34 @@ gap.</p>
 '''
 
 
-def marked(text: str, words: Sequence[Word]) -> str:
+def marked(text: str, words: Sequence[Word],
+           attributes: Callable[[float], str] | None = None) -> str:
   """The text as HTML, escaped, each word that has a colour in a mark.
 
-  What one of class `against`, or of none, looks like at a --share from 0 to 1
-  is the page's matter. Control characters are pictures of them.
+  `attributes` makes those of a mark from its share, -1 to 1. By default it is
+  for a page that says what one of class `against`, or of none, looks like at a
+  --share from 0 to 1. Control characters are pictures of them.
   """
+  attributes = attributes or _for_page
   text, done, parts = text.translate(PICTURES), 0, []
   for begin, end, share in _shares(words):
-    kind = '' if share > 0 else ' class="against"'
-    parts.append(f'{html.escape(text[done:begin])}<mark{kind} style="--share:'
-                 f'{abs(share):.2f}">{html.escape(text[begin:end])}</mark>')
+    parts.append(f'{html.escape(text[done:begin])}<mark {attributes(share)}>'
+                 f'{html.escape(text[begin:end])}</mark>')
     done = end
   return ''.join(parts) + html.escape(text[done:])
+
+
+def _for_page(share: float) -> str:
+  against = '' if share > 0 else 'class="against" '
+  return f'{against}style="--share:{abs(share):.2f}"'
+
+
+def _for_notebook(share: float) -> str:
+  colour, line = (('22, 143, 70', 'solid') if share > 0
+                  else ('214, 48, 49', 'dashed'))
+  return (f'style="color: inherit; background-color: rgba({colour}, '
+          f'{abs(share) * .45:.2f}); border-bottom: 2px {line} '
+          f'rgba({colour}, {abs(share):.2f})"')
 
 
 def page_review(prediction: dict[str, Any]) -> str:
@@ -126,21 +141,9 @@ def fragment(predictions: Sequence[dict[str, Any]]) -> str:
   the page. Colours stand at each word: a notebook that is not trusted shows no
   style sheet.
   """
-  parts = []
-  for prediction in predictions:
-    text, done = prediction['text'].translate(_PICTURES), 0
-    words = ''
-    for begin, end, share in _shares(prediction['words']):
-      colour = '22, 143, 70' if share > 0 else '214, 48, 49'
-      line = 'solid' if share > 0 else 'dashed'
-      words += (f'{html.escape(text[done:begin])}<mark style="color: inherit; '
-                f'background-color: rgba({colour}, {abs(share) * .45:.2f}); '
-                f'border-bottom: 2px {line} rgba({colour}, {abs(share):.2f})">'
-                f'{html.escape(text[begin:end])}</mark>')
-      done = end
-    parts.append(
-        f'<p dir="auto" style="max-width: 46em; line-height: 1.7">'
-        f'<strong>{html.escape(prediction["label"])} '
-        f'{prediction["probability"]:.3f}</strong><br>'
-        f'{words}{html.escape(text[done:])}</p>')
-  return '\n'.join(parts)
+  return '\n'.join(
+      f'<p dir="auto" style="max-width: 46em; line-height: 1.7">'
+      f'<strong>{html.escape(prediction["label"])} '
+      f'{prediction["probability"]:.3f}</strong><br>'
+      f'{marked(prediction["text"], prediction["words"], _for_notebook)}</p>'
+      for prediction in predictions)

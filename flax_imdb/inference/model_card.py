@@ -10,7 +10,6 @@ code spans, where nothing means anything, and the header is a library's.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import pathlib

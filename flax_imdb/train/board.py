@@ -40,12 +40,12 @@ _NOT_SHOWN = {'debug', 'loggers', 'profile', 'show_examples'}
 
 
 def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
-  """Makes histograms(epoch, params) -> summaries, which first writes the config.
+  """Makes histograms(epoch, params) -> summaries.
 
-  Of replicated parameters to evaluate with, after an epoch counted from 1, and
-  of the gates on the first 32 reviews that validate, fewer of large models. For
-  the first process: others write nothing and return none. Raises as
-  `files.write`.
+  The first call writes the config. The parameters are replicated ones to
+  evaluate with, after an epoch counted from 1; gates are those of the first 32
+  reviews that validate, fewer of large models. For the first process: others
+  write nothing and return none. Raises as `files.write`.
   """
   if processes.index() > 0:
     return lambda epoch, params: []
