@@ -116,6 +116,6 @@ def test_a_fragment_brings_its_colours_and_nothing_of_a_text_is_obeyed():
   assert 'url(' not in fragment and not set(fragment) & set('\x00\x1b\x7f\x9b')
   shown = re.sub('<.*?>', '', fragment)
   for text in HOSTILE:
-    assert html.escape(text.translate(highlight._PICTURES)) in shown
+    assert html.escape(text.translate(highlight.PICTURES)) in shown
   assert 'rgba(22, 143, 70, 0.45); border-bottom: 2px solid' in fragment
   assert 'rgba(214, 48, 49, 0.11); border-bottom: 2px dashed' in fragment
