@@ -76,7 +76,9 @@ def make_explain(config: ConfigDict, model: classifier.SentimentClassifier,
         name: np.broadcast_to(x, (count, *np.shape(x)))
         for name, x in everywhere.items()} | {
             'fractions': fractions.reshape(count, -1)})
-    parts_OST = np.asarray(sums, np.float64).sum(axis=0) / steps
+    # Without jit there is no axis of devices.
+    parts_OST = np.reshape(np.asarray(sums, np.float64), (
+        -1, _ORDERS, *batch['ids'].shape)).sum(axis=0) / steps
     # Where each token is read, as if its id were its place.
     places = _batch(Reviews(
         np.arange(len(review.ids)), review.offsets, review.labels), reading)
@@ -84,7 +86,7 @@ def make_explain(config: ConfigDict, model: classifier.SentimentClassifier,
     parts = np.stack([np.bincount(
         places['ids'][inside_ST], part_ST[inside_ST], minlength=len(review.ids))
                       for part_ST in parts_OST])
-    baseline = float(np.asarray(baselines)[0])
+    baseline = float(np.ravel(baselines)[0])
     if model.linear_weight:
       added = linear * ngrams.linear_parts(review)[..., column]
       parts[:len(added)] += added

@@ -309,3 +309,12 @@ def test_of_more_classes_that_of_the_largest_logit_is_explained(monkeypatch):
     assert found.baseline == pytest.approx(factor * plain.baseline, rel=1e-5)
     assert found.gap == pytest.approx(
         found.scores.sum() + found.baseline - 5, abs=1e-6)
+
+
+def test_without_jit_it_is_the_same():
+  case, reviews = _model(), _reviews([9])
+  (want,), _ = _explained(*case, reviews)
+  with jax.disable_jit():
+    (got,), _ = _explained(*case, reviews)
+  np.testing.assert_allclose(got.scores, want.scores, rtol=1e-4, atol=1e-6)
+  assert got.baseline == pytest.approx(want.baseline, rel=1e-5)

@@ -288,7 +288,12 @@ def test_a_client_that_sends_bit_by_bit_is_hung_up_on(server, monkeypatch):
         time.sleep(0.01)
 
 
-def test_a_connection_is_kept_for_the_next_request(server):
+def test_a_connection_is_kept_for_the_next_request(server, monkeypatch):
+  begun, end_in = [], serve._Connection._end_in
+  def noted(self, seconds):
+    begun.append(seconds)
+    end_in(self, seconds)
+  monkeypatch.setattr(serve._Connection, '_end_in', noted)
   connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=60)
   with contextlib.closing(connection):
     for _ in range(3):
@@ -297,6 +302,7 @@ def test_a_connection_is_kept_for_the_next_request(server):
       assert response.status == 200 and response.read()
       sock = connection.sock
     assert connection.sock is sock is not None
+  _wait(lambda: begun[:3] == [serve._REQUEST_SECONDS] * 3)  # as long again
 
 
 def test_open_connections_are_bounded(server, monkeypatch):
@@ -395,7 +401,10 @@ def test_a_signal_stops_it_once_what_was_accepted_is_answered(trained, number):
 
 
 def test_killed_it_has_answered_nothing_more_and_starts_again_at_once(trained):
-  with _command(trained[0], '--port=0') as (process, port):
+  with contextlib.ExitStack() as stack:
+    process, port = stack.enter_context(_command(trained[0], '--port=0'))
+    # Not closed by its client, it holds the port beyond the process.
+    idle = stack.enter_context(socket.create_connection(('127.0.0.1', port)))
     client, rest = _half_sent(port)
     with client:
       time.sleep(0.5)
@@ -410,7 +419,8 @@ def test_killed_it_has_answered_nothing_more_and_starts_again_at_once(trained):
       with contextlib.suppress(ConnectionError):
         client.sendall(rest)
         assert client.recv(100) == b''
-  with _command(trained[0], f'--port={port}') as (process, again):
+    assert idle.recv(100) == b''
+    _, again = stack.enter_context(_command(trained[0], f'--port={port}'))
     assert again == port
     assert _ask(port, 'POST', '/predict', {'text': 'good'})[0] == 200
 
