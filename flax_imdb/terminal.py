@@ -79,7 +79,7 @@ class Terminal:
     # This stdout: tfds' banners are caught in another, and the bars are not.
     self._console = _Console(
         file=sys.stdout, highlight=False, soft_wrap=True, markup=False,
-        emoji=False, quiet=quiet)
+        emoji=False, quiet=quiet, force_jupyter=False)  # lines there, too
     # A variable such as FORCE_COLOR may take a log for a terminal.
     self._can_live = (not quiet and self._console.is_interactive
                       and self._console.file.isatty())

@@ -5,7 +5,6 @@ These files may be a stranger's: what they hold is read as numbers, or refused.
 
 from collections.abc import Iterator
 import dataclasses
-import json
 import struct
 from typing import Any
 
@@ -17,14 +16,11 @@ from flax_imdb.config import read_config
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
-_MOST_BYTES = 1 << 24  # of metrics.jsonl, as of train/writers.py
-_MOST_SUMMARY_BYTES = 1 << 24  # a matrix of 100 classes has 100 KB
 _MOST_EVENT_BYTES = 1 << 26
 _MOST_EPOCH = 1 << 31  # steps are int32
 _RATE = 'reviews_per_second'  # its tag in TensorBoard's events
-# What json and the conversions to numbers raise of a damaged file.
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError,
-           RecursionError)
+# What conversions to numbers raise of a damaged file.
+_DAMAGE = ValueError, KeyError, TypeError, AttributeError, OverflowError
 
 Scores = dict[str, float]  # loss, accuracy, n and perhaps macro_f1
 
@@ -83,24 +79,19 @@ def read(workdir: str) -> History:
 
 
 def _epochs(workdir: str) -> list[Epoch]:
-  path = files.as_path(workdir) / 'metrics.jsonl'
-  if not path.exists():
-    return []
   found: list[Epoch] = []
-  for line in files.read_bytes(path, _MOST_BYTES).splitlines(keepends=True):
-    if not line.endswith(b'\n'):
-      break
+  for line in run.read_history(workdir):
     try:
-      values = json.loads(line)
       epoch = Epoch(
-          _whole(values['epoch']), _whole(values['step']),
-          _scores(values['train']), _scores(values.get('validation')))
+          _whole(line['epoch']), _whole(line['step']),
+          _scores(line['train']), _scores(line.get('validation')))
       if found and epoch.step <= found[-1].step:
         raise ValueError('it comes before the line above')
       found.append(epoch)
     except _DAMAGE as e:
-      raise UserError(f'{path} has a damaged line {line!r:.40}: delete the '
-                      'line, or report on another --workdir') from e
+      raise UserError(
+          f'{workdir}/metrics.jsonl has a damaged line {line!r:.40}: delete the '
+          'line, or report on another --workdir') from e
   return found
 
 
@@ -108,9 +99,8 @@ def _summary(workdir: str, class_count: int) -> Summary | None:
   path = files.as_path(workdir) / 'summary.json'
   if not path.exists():
     return None
-  content = files.read_bytes(path, _MOST_SUMMARY_BYTES)
+  found = run.read_summary(workdir)
   try:
-    found = json.loads(content)
     calibrated = found.get('calibration', {}).get('test', {})
     matrix = found.get('test', {}).get('confusion')
     return Summary(

@@ -196,8 +196,8 @@ def _broken(change, trained, folder):
 
 @pytest.mark.parametrize('name, content, message', [
     ('metrics.jsonl', b'{"epoch": 1}\n', 'has a damaged line'),
-    ('metrics.jsonl', b'\xff\0\n', 'has a damaged line'),
-    ('metrics.jsonl', b'[' * 100_000 + b'\n', 'has a damaged line'),
+    ('metrics.jsonl', b'\xff\0\n', 'metrics.jsonl is damaged'),
+    ('metrics.jsonl', b'[' * 100_000 + b'\n', 'metrics.jsonl is damaged'),
     ('metrics.jsonl', b'{"epoch": 1, "step": 7, "train": {"loss": "<b>"}}\n',
      'has a damaged line'),
     ('metrics.jsonl', b'{"epoch": 1, "step": 7, "train": {"accuracy": 1, '
