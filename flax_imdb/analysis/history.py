@@ -90,8 +90,8 @@ def _epochs(workdir: str) -> list[Epoch]:
       found.append(epoch)
     except _DAMAGE as e:
       raise UserError(
-          f'{workdir}/metrics.jsonl has a damaged line {line!r:.40}: delete the '
-          'line, or report on another --workdir') from e
+          f'{workdir}/metrics.jsonl has a damaged line {line!r:.40}: delete '
+          'the line, or report on another --workdir') from e
   return found
 
 
