@@ -281,7 +281,7 @@ def _environment() -> list[tuple[str, str]]:
   device = jax.local_devices()[0]
   return [('flax_imdb', __version__), ('Python', platform.python_version()),
           *((name, importlib.metadata.version(name)) for name in _VERSIONS),
-          ('system', f'{platform.system()} {platform.machine()}'),
+          ('system', f'{sys.platform} {platform.machine()}'),
           ('devices', f'{jax.local_device_count()} x {device.device_kind}')]
 
 
