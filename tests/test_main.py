@@ -39,7 +39,8 @@ def test_a_run_directory_holds_what_the_readme_says(trained):
   names = {p.name.split('.tfevents')[0] for p in workdir.iterdir()}
   assert names == {
       'config.json', 'labels.json', 'tokenizer.json', 'checkpoints',
-      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json'}
+      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json',
+      'MODEL_CARD.md', 'projector', 'projector_config.pbtxt'}
   summary = _summary(workdir)
   # 110 reviews, 11 validate: 99 are 7 batches of 16, the last one of 3.
   assert summary['step'] == summary['steps_total'] == 14
