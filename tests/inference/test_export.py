@@ -91,7 +91,7 @@ def test_the_example_answers_as_predict_does_without_this_package(exported):
   fitted = json.loads((folder.parent / 'calibration.json').read_text())
   assert about['temperature'] == fitted['temperature'] != 1
   assert sorted(p.name for p in folder.iterdir()) == [
-      'model.json', 'model.stablehlo', 'tokenizer.json']
+      'MODEL_CARD.md', 'model.json', 'model.stablehlo', 'tokenizer.json']
   assert _serve(folder, TEXTS, sys.executable, '-W', 'error', '-c',
                 GUARDED) == predictions
   alone = _serve(folder, TEXTS[-1:], sys.executable)

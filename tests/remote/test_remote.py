@@ -72,9 +72,15 @@ def test_a_remote_run_is_the_local_one(store, trained):
   tops = {name.split('/')[0].split('.tfevents')[0] for name in found}
   assert tops == {
       'config.json', 'labels.json', 'tokenizer.json', 'checkpoints',
-      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json'}
-  assert {name.split('/')[1] for name in found if '/' in name} == {'7', '14'}
-  (events,) = (v for k, v in found.items() if k.startswith('events.out'))
+      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json',
+      'MODEL_CARD.md', 'projector', 'projector_config.pbtxt'}
+  assert {name.split('/')[1] for name in found if name.startswith(
+      'checkpoints/')} == {'7', '14'}
+  (events,) = (v for k, v in found.items() if re.match(
+      r'events\.out\.tfevents\.[1-9]', k))
+  for name in 'events.out.tfevents.final', 'projector/tensors.tsv':
+    assert found[name]
+  assert found['MODEL_CARD.md'].startswith(b'---\nlicense: apache-2.0')
   assert events.count(b'validation/loss') == 2  # one an epoch
 
 
