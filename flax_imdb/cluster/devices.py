@@ -172,4 +172,4 @@ def _sum_over_devices(tree: Any) -> Any:
 
 
 def _only_shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  return {k: v[0] for k, v in batch.items()}
+  return {k: jax.device_put(v[0]) for k, v in batch.items()}

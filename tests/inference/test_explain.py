@@ -311,6 +311,7 @@ def test_of_more_classes_that_of_the_largest_logit_is_explained(monkeypatch):
         found.scores.sum() + found.baseline - 5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_without_jit_it_is_the_same():
   case, reviews = _model(), _reviews([9])
   (want,), _ = _explained(*case, reviews)
