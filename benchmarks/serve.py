@@ -30,7 +30,7 @@ TEXTS = 1000  # of the test split, of which one has the median length
 
 def load(url: str, body: dict, clients: int, seconds: int,
          folder: str) -> dict[str, float]:
-  """What hey says; latencies in ms, of all answers."""
+  """What hey says; latencies in ms, of all answers, nan of few."""
   file = pathlib.Path(folder, 'body.json')
   file.write_text(json.dumps(body))
   printed = subprocess.run(
