@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import platform
+import sys
 import re
 import shlex
 import statistics
