@@ -11,10 +11,10 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import platform
-import sys
 import re
 import shlex
 import statistics
+import sys
 import time
 from typing import Any
 
