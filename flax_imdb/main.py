@@ -58,8 +58,10 @@ def main(argv: list[str]) -> int:
       raise
     return _fail(str(e), getattr(e, 'status', 1))
   except Preempted as e:
+    # That of one process of several is its launcher's to type.
+    command = f': {_command(*argv)}' if processes.count() == 1 else ''
     processes.shut_down()
-    print(f'{e}: {_command(*argv)}', file=sys.stderr)
+    print(f'{e}{command}', file=sys.stderr)
     return e.status
   except KeyboardInterrupt:
     return _fail('interrupted; started again, training goes on from the last '

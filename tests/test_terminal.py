@@ -165,8 +165,7 @@ def test_a_log_has_a_line_each_ten_seconds_of_a_long_pass(now):
 
 
 @pytest.mark.parametrize('variables', [
-    {'TERM': 'dumb'}, {'FORCE_COLOR': '1'}, {'TTY_INTERACTIVE': '0'}],
-    ids=lambda x: next(iter(x)))
+    {'TERM': 'dumb'}, {'FORCE_COLOR': '1'}], ids=lambda x: next(iter(x)))
 def test_nothing_is_live_on_a_dumb_terminal_or_in_a_coloured_log(
     variables, output, monkeypatch):
   for name, value in variables.items():
@@ -193,11 +192,11 @@ def test_quiet_prints_nothing(output, now):
 def test_lines_break_between_words_but_for_what_is_to_be_copied(output):
   with _begin(output) as terminal:
     terminal.announce('word  ' * 15 + '/a/path' * 12)
-    terminal.announce('--flag=value ' * 7, whole=True)
+    terminal.announce('--flag=value' + ' --flag=value' * 6, whole=True)
   *lines, whole = output.getvalue().splitlines()
   assert lines == [('word  ' * 10).rstrip(), '  ' + ('word  ' * 5).rstrip(),
                    '  ' + '/a/path' * 12]
-  assert whole == '--flag=value ' * 7
+  assert whole == '--flag=value' + ' --flag=value' * 6
 
 
 def _colours(text):

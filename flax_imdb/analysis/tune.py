@@ -210,16 +210,21 @@ class Tuning:
       if not (first or trial.user_attrs.get('ended')):
         trial.set_user_attr('ended', why)
         child.end()
+    is_over = False
     try:
-      while not tended.ended():
+      while not is_over:
+        # Read once more after the end: others are compared with all epochs.
+        is_over = bool(tended.ended())
         for line in children.epochs(child.workdir)[told:]:
           told += 1
           trial.report(line['validation'][self.monitor],
                        1000 * line['epoch'] // config.num_epochs)
           trial.set_user_attr('seconds', time.monotonic() - began)
-          if line['epoch'] < config.num_epochs and trial.should_prune():
+          if (not is_over and line['epoch'] < config.num_epochs
+              and trial.should_prune()):
             end(f'ended after epoch {line["epoch"]}, worse than the median')
-        if before + time.monotonic() - began > 60 * self.minutes:
+        if (not is_over
+            and before + time.monotonic() - began > 60 * self.minutes):
           end(f'ended: the {self.minutes:g} minutes are over')
     finally:  # also where a signal leaves it for the next start
       trial.set_user_attr('seconds', time.monotonic() - began)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -117,7 +118,7 @@ def test_a_signal_ends_the_runs_and_the_same_command_goes_on(
   assert process.returncode == 75
   assert process.stderr == (
       'stopped by SIGTERM; what was trained is saved: the same command goes on '
-      'from there\n')
+      f'from there: python -m flax_imdb.main {shlex.join(argv)}\n')
   log = tmp_path / 'runs' / 'seed_1' / 'log.txt'
   assert 'after step 7, which is saved' in log.read_text()
   monkeypatch.delenv('PLAY_STOP')

@@ -165,7 +165,7 @@ FLAGS = {
         ['--config.data.validation_fraction=0',
          '--config.early_stopping.patience=2'],
         'no score to stop early by: give --config.early_stopping.patience=0'),
-    'step to train': (['--step=3'], 'eval or predict or export, not for .*tra'),
+    'step to train': (['--step=3'], 'eval or predict or serve or .*tra'),
     'split to predict': (
         ['--mode=predict', '--split=train'], '--split is for --mode=eval, not'),
     'input to eval': (

@@ -227,8 +227,10 @@ def test_the_summary_is_of_words(pretrained):
   assert last['validation'] == validation and validation['n'] > 11
   assert last['train'] == summary['train']
   assert summary['train']['n'] > 99 + 40
-  assert output.rstrip().endswith(
-      f'accuracy {validation["accuracy"]:.4f}  on {validation["n"]:,} words')
+  assert (f'accuracy {validation["accuracy"]:.4f}  on {validation["n"]:,} words'
+          '\n') in output
+  assert output.endswith(f'--config.init_from={workdir} '
+                         '--config=configs/words.py\n')
 
 
 def test_it_resumes_to_the_same_bits(pretrained, tmp_path):

@@ -72,9 +72,9 @@ def test_an_epoch_that_is_over_is_not_counted_twice_in_a_curve():
   epochs = RUN[:1]
   view = _screen(7, epochs)
   view.update(14, {'loss': 0.5, 'accuracy': 0.7}, _rate())
-  assert 'train      0.5000 █▁' in '\n'.join(_seen(view))
+  assert 'train      0.5000 █▁  ' in '\n'.join(_seen(view))
   view._epochs.append(RUN[1])
-  assert 'train      0.5000 █▁' in '\n'.join(_seen(view))
+  assert 'train      0.5000 █▁  ' in '\n'.join(_seen(view))
 
 
 @pytest.mark.parametrize(('step', 'epoch', 'share'), [
