@@ -254,7 +254,8 @@ def test_a_summary_of_0_1_is_enough(trained, tmp_path):
 def test_a_stranger_s_summary_is_looked_at(damaged, trained, tmp_path):
   workdir, _ = _exported(trained, tmp_path)
   (workdir / 'summary.json').write_text(damaged)
-  with pytest.raises(UserError, match='summary.json is (damaged|not a summary)'):
+  with pytest.raises(
+      UserError, match='summary.json is (damaged|not a summary)'):
     model_card.write_export(str(workdir), run.restore(str(workdir), None))
   assert not (workdir / 'export' / model_card.NAME).exists()
 
