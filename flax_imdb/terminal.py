@@ -6,8 +6,10 @@ import datetime
 import functools
 import logging
 import os
+import signal
 import sys
 import textwrap
+import threading
 import time
 from typing import Any, Protocol
 
@@ -182,10 +184,12 @@ class Terminal:
       # stdout may be another one at this moment: Live would put that back.
       self._live = Live(self, console=self._console, transient=True,
                         refresh_per_second=_REFRESHES, redirect_stdout=False)
-      self._live.start(refresh=True)
+      with _uninterrupted():
+        self._live.start(refresh=True)
     elif self._live and not is_wanted:
-      self._live.stop()
-      self._live = None
+      with _uninterrupted():
+        self._live.stop()
+        self._live = None
 
   def _log(self, line: Callable[[], str]) -> None:
     if not self._can_live and (
@@ -196,6 +200,23 @@ class Terminal:
     with files.writing('standard output'):
       self._console.print(what, **options)
     self._spoke_at = time.monotonic()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+  """Lets Ctrl-C wait: in the midst of it half a drawing would stay for good."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # which is never interrupted
+    return
+  came: list[tuple[int, Any]] = []
+  before = signal.signal(
+      signal.SIGINT, lambda number, frame: came.append((number, frame)))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+    if came and callable(before):  # not sent again: a second one ends at once
+      before(*came[0])
 
 
 def _bar(what: str, total: int, width: int) -> Progress:

@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -318,3 +319,12 @@ def test_a_bar_of_the_data_is_taken_away_by_a_signal(tmp_path):
   lines, cursor = shown(output, 80)
   assert cursor and not re.search('━', ''.join(lines)), lines
   assert 'error: interrupted' in ''.join(lines)
+
+
+def test_an_interrupt_waits_until_a_drawing_is_whole():
+  drawn = False
+  with pytest.raises(KeyboardInterrupt):
+    with terminals._uninterrupted():
+      signal.raise_signal(signal.SIGINT)
+      drawn = True
+  assert drawn and signal.getsignal(signal.SIGINT) is signal.default_int_handler
