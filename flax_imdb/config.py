@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
+# Fields that say what is shown of a run, not what it is.
+ONLY_SHOWN = frozenset(('debug', 'loggers', 'profile', 'show_examples'))
 LOGGERS = ('wandb', 'mlflow')  # what config.loggers may name
 # Of config.profile: the first step, counted from 1, and how many.
 _STEPS = re.compile(r'([1-9]\d{0,8}),([1-9]\d{0,2})', re.ASCII)

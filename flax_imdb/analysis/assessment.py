@@ -71,8 +71,8 @@ def accuracy_by_length(
   """Ten groups of reviews by length, about as many in each: a row a group.
 
   `right` is bool [n], `lengths` int [n]. A row has least, middle (the median)
-  and most, lengths; n; accuracy; and its standard error, sqrt(p (1 - p) / n),
-  as error. Equal lengths stay together, so there may be fewer groups.
+  and most, lengths; n; accuracy; and its standard error as error. Equal lengths
+  stay together, so there may be fewer groups.
   """
   edges = np.unique(np.quantile(
       lengths, np.linspace(0, 1, _LENGTHS + 1)[1:], method='lower'))
@@ -85,7 +85,7 @@ def accuracy_by_length(
     rows.append({
         'least': float(of_group.min()), 'middle': float(np.median(of_group)),
         'most': float(of_group.max()), 'n': float(n), 'accuracy': float(p),
-        'error': float(np.sqrt(p * (1 - p) / n))})
+        'error': evaluate.share_error(p, n)})
   return rows
 
 

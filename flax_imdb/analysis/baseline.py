@@ -21,28 +21,34 @@ _MOST_REVIEWS = 200_000  # to learn from; the first of more
 _STEPS = 1000  # of L-BFGS at most
 
 
-def compare(workdir: str, restored: run.Run,
+def compare(workdir: str, restored: run.Run, test: Reviews,
             announce: Callable[[str], None]) -> dict[str, Any]:
   """Writes report/baseline.json of a run, and returns what is in it.
 
   That is `model`, in words, and the scores on test and validation, as of
-  `evaluate.score`. `announce` is told the accuracy on test. Raises UserError as
-  `load_splits` and `files.write`, and ImportError without scikit-learn.
+  `evaluate.score`. The reviews of `test` have their features. `announce` is
+  told the accuracy on test. Raises UserError as `load_splits` and
+  `files.write`, and ImportError without scikit-learn.
   """
   config = restored.config
-  names = ['test', *(['validation'] if validates(config.data) else [])]
+  held_out = ['validation'] if validates(config.data) else []
   learned = len(restored.ngrams.weights) > 0
-  splits = load_splits(
+  splits = {'test': test} | load_splits(
       config, restored.tokenizer, announce,
-      names if learned else ['train', *names], len(restored.labels))
+      held_out if learned else ['train', *held_out], len(restored.labels))
   if learned:
     model = 'the linear model of n-grams, which is a part of this one'
-    scores = {name: score(logits, splits[name].labels) for name in names
-              if (logits := restored.ngrams.annotate(
-                  splits[name]).linear) is not None}
+    scores = {}
+    for name in 'test', *held_out:
+      reviews = splits[name]
+      if reviews.linear is None:
+        reviews = restored.ngrams.annotate(reviews)
+      assert reviews.linear is not None
+      scores[name] = score(reviews.linear, reviews.labels)
   else:
     model = 'logistic regression on the tf-idf of words'
-    scores = _fitted(splits, names, config.data.vocab_size)
+    scores = _fitted(
+        splits, ['test', *held_out], config.data.vocab_size)
   found = {'model': model, **scores}
   path = files.as_path(workdir) / 'report' / 'baseline.json'
   files.write(path, json.dumps(found, indent=2) + '\n')

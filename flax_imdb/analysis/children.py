@@ -25,7 +25,7 @@ from flax_imdb.errors import ChildError, Preempted, UserError
 from flax_imdb.storage import files
 
 _LOOK_SECONDS = 0.1
-_MOST_BYTES = 1 << 24  # of summary.json and metrics.jsonl
+_MOST_BYTES = 1 << 24  # of summary.json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,13 +152,3 @@ def summary(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f'{path} is damaged ({type(e).__name__}: {e}): delete it, '
                     'and start again') from e
-
-
-def epochs(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of metrics.jsonl that are whole; [] if there are none yet."""
-  path = workdir / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  content = files.read_bytes(path, _MOST_BYTES)
-  return [json.loads(line) for line in content.splitlines(keepends=True)
-          if line.endswith(b'\n')]

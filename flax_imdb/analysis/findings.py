@@ -24,9 +24,10 @@ from flax_imdb.analysis.mistakes import Mistake, explained
 from flax_imdb.checkpoint import run
 from flax_imdb.config import differences
 from flax_imdb.data import sources
-from flax_imdb.data.reviews import load_splits
+from flax_imdb.data.reviews import Reviews, load_splits
 from flax_imdb.errors import TransientError, UserError
 from flax_imdb.inference import evaluate
+from flax_imdb.inference.markdown import printable
 from flax_imdb.model import classifier
 
 Announce = Callable[[str], None]
@@ -133,8 +134,7 @@ def names(workdirs: Sequence[str]) -> dict[str, str]:
   for workdir, own in parts.items():
     length = next((n for n in range(1, len(own) + 1) if sum(
         other[-n:] == own[-n:] for other in parts.values()) == 1), len(own))
-    found[workdir] = ''.join(
-        x if x.isprintable() else '\ufffd' for x in '/'.join(own[-length:]))
+    found[workdir] = printable('/'.join(own[-length:]))
   return found
 
 
@@ -191,36 +191,37 @@ def gather(one: Findings, explains: bool, announce: Announce) -> None:
         parts, 'This run learned words from their neighbours, to begin others '
         'with: it predicts no labels.')
     return
-  restored = None
   with part('The weights cannot be opened', *parts):
     restored = run.restore(workdir, None)
     one.step = restored.step
     one.parameters = classifier.parameter_count(restored.params)
-  if not restored:
+  if one.missing:
     return
-  data_is_there = False
   with part('The data is not at hand', *parts):
     sources.prepare(one.config.data, announce)
-    data_is_there = True
-  if not data_is_there:
+  if one.missing:
     return
   with part('It could not be evaluated on test', *parts[:3]):
-    _evaluate(one, restored, explains, announce)
+    test = _evaluate(one, restored, explains, announce)
   if one.test:
     with part('No linear model could be fitted', 'baseline'):
-      one.baseline = baseline.compare(workdir, restored, announce)
+      one.baseline = baseline.compare(workdir, restored, test, announce)
   with part('They could not be measured', 'gradients'):
     one.gradients = measure(restored, announce)
 
 
 def _evaluate(one: Findings, restored: run.Run, explains: bool,
-              announce: Announce) -> None:
-  """Adds the assessment of test, and its mistakes."""
+              announce: Announce) -> Reviews:
+  """Adds the assessment of test, and its mistakes; returns the reviews.
+
+  With their features, which take longer to look up than the model to run.
+  """
   reviews = load_splits(one.config, restored.tokenizer, announce, ['test'],
                         len(restored.labels))['test']
   logits = evaluate.make_logits(
       one.config, evaluate.forward_of(restored), restored.ngrams.annotate)
   start = time.perf_counter()
+  reviews = restored.ngrams.annotate(reviews)
   found = logits(restored.params, reviews)
   one.test_seconds = time.perf_counter() - start
   one.test = assessment.assess(
@@ -230,3 +231,4 @@ def _evaluate(one: Findings, restored: run.Run, explains: bool,
   if explains:
     one.mistakes = explained(
         restored, logits, one.test.mistakes, reviews.labels)
+  return reviews

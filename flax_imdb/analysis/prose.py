@@ -8,6 +8,8 @@ import statistics
 from ml_collections import ConfigDict
 
 from flax_imdb.analysis.findings import Findings, Group
+from flax_imdb.inference import confusion
+from flax_imdb.inference.evaluate import share_error
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -43,7 +45,7 @@ def paragraph(group: Group) -> str:
   if scores := one.scores:
     accuracies = [x.scores['accuracy'] for x in group.runs if x.scores]
     p, n = statistics.mean(accuracies), scores['n']
-    error = 100 * (standard_error(accuracies) or math.sqrt(p * (1 - p) / n))
+    error = 100 * (standard_error(accuracies) or share_error(p, n))
     seeds = (f', the mean of {len(accuracies)} seeds'
              if len(accuracies) > 1 else '')
     said.append(
@@ -99,7 +101,6 @@ def _than(one: Findings) -> str:
   if one.linear:
     others.append(f'a linear model {100 * one.linear["accuracy"]:.1f} %')
   if one.confusion is not None:
-    matrix = one.confusion
     others.append('always the most frequent class '
-                  f'{100 * matrix.sum(axis=1).max() / matrix.sum():.1f} %')
+                  f'{100 * confusion.largest_share(one.confusion):.1f} %')
   return f'; {", ".join(others)}.' if others else '.'

@@ -19,7 +19,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from flax_imdb import __version__
 from flax_imdb.analysis import (
@@ -40,7 +39,6 @@ from flax_imdb.storage import files
 # The page has 3 MB at most, of which a run takes up to 50 KB in the curves, and
 # each of the first groups 250 KB in matrix and mistakes.
 _MOST_RUNS = 20
-_MOST_ROWS = 20  # of the classes' table, as on the screen
 _PACKAGES = {'jinja2': 'jinja2', 'matplotlib': 'matplotlib',
              'sklearn': 'scikit-learn'}
 _VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -226,18 +224,8 @@ def _classes(group: Group) -> dict[str, Any]:
   """The table of classes, as `confusion.table` has it, of the summed matrix."""
   matrix, names = group.confusion, group.first.history.labels
   assert matrix is not None
-  by_class = confusion.by_class(matrix)
-  wrong = matrix - np.diag(np.diag(matrix))
-  shown = list(range(len(names)))
-  if len(names) > _MOST_ROWS:
-    shown = np.argsort(by_class['f1'], kind='stable')[:_MOST_ROWS].tolist()
-  return {'left_out': len(names) - len(shown), 'rows': [
-      {'name': names[i], 'taken_for': (
-          f'{names[int(wrong[i].argmax())]} ({wrong[i].max():,})'
-          if wrong[i].any() else ''),
-       'support': f'{by_class["support"][i]:,}',
-       **{key: f'{by_class[key][i]:.4f}' for key in (
-           'precision', 'recall', 'f1')}} for i in shown]}
+  rows = confusion.rows(matrix, names)
+  return {'left_out': len(names) - len(rows), 'rows': rows}
 
 
 def _baseline(group: Group) -> list[tuple[str, str, str]]:
@@ -251,8 +239,8 @@ def _baseline(group: Group) -> list[tuple[str, str, str]]:
   rows = [row(group.name, [x.scores for x in runs if x.scores]),
           row(model, [x.linear for x in runs if x.linear])]
   if (matrix := group.confusion) is not None:
-    share = matrix.sum(axis=1).max() / matrix.sum()
-    rows.append(('always the most frequent class', f'{share:.4f}', '–'))
+    rows.append(('always the most frequent class',
+                 f'{confusion.largest_share(matrix):.4f}', '–'))
   return rows
 
 

@@ -215,7 +215,7 @@ class Tuning:
       while not is_over:
         # Read once more after the end: others are compared with all epochs.
         is_over = bool(tended.ended())
-        for line in children.epochs(child.workdir)[told:]:
+        for line in run.read_history(str(child.workdir))[told:]:
           told += 1
           trial.report(line['validation'][self.monitor],
                        1000 * line['epoch'] // config.num_epochs)

@@ -29,6 +29,7 @@ from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import (
+  ONLY_SHOWN,
   differences,
   read_config,
   validates,
@@ -116,8 +117,7 @@ def _may_change(config: ConfigDict) -> set[str]:
   They say how long it goes on and what it shows. Any other would make it a run
   whose first steps were another's: of other data, another model or other steps.
   """
-  fields = {'debug', 'show_examples', 'early_stopping.patience', 'num_epochs',
-            'loggers', 'profile'}
+  fields = {*ONLY_SHOWN, 'early_stopping.patience', 'num_epochs'}
   if config.schedule == 'cosine':  # which falls until the last epoch
     fields.remove('num_epochs')
   return fields

@@ -60,8 +60,13 @@ def summary(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
   return found
 
 
-def table(confusion: np.ndarray, names: Sequence[str]) -> str:
-  """Lines of `by_class`, with what each class is mostly taken for; macro F1.
+def largest_share(confusion: np.ndarray) -> float:
+  """The accuracy of always saying the class that has the most reviews."""
+  return float(confusion.sum(axis=1).max() / confusion.sum())
+
+
+def rows(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, str]]:
+  """`by_class` as texts: name, its figures, and what it is mostly taken_for.
 
   Of more than 20 classes those with the lowest F1.
   """
@@ -70,21 +75,30 @@ def table(confusion: np.ndarray, names: Sequence[str]) -> str:
   if len(names) > _MOST_ROWS:
     shown = np.argsort(figures['f1'], kind='stable')[:_MOST_ROWS].tolist()
   wrong = confusion - np.diag(np.diag(confusion))
-  rows: list[tuple[str, ...]] = [
-      ('class', 'precision', 'recall', 'F1', 'reviews', 'taken for')]
+  found = []
   for i in shown:
     other = int(wrong[i].argmax())
-    rows.append((
-        names[i], *(f'{figures[key][i]:.4f}' for key in (
-            'precision', 'recall', 'f1')), f'{figures["support"][i]:,}',
-        f'{names[other]} ({wrong[i, other]:,})' if wrong[i, other] else ''))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  first, *numbers, last = widths
+    found.append({
+        'name': names[i],
+        **{key: f'{figures[key][i]:.4f}' for key in (
+            'precision', 'recall', 'f1')},
+        'support': f'{figures["support"][i]:,}', 'taken_for': (
+            f'{names[other]} ({wrong[i, other]:,})' if wrong[i, other] else '')
+    })
+  return found
+
+
+def table(confusion: np.ndarray, names: Sequence[str]) -> str:
+  """Lines of `rows`, and macro F1."""
+  found = [('class', 'precision', 'recall', 'F1', 'reviews', 'taken for'),
+           *(tuple(row.values()) for row in rows(confusion, names))]
+  widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+  first, *numbers, _ = widths
   lines = ['  '.join([
       f'{name:<{first}}', *(f'{x:>{width}}' for x, width in zip(
           figures_of, numbers, strict=True)), taken_for]).rstrip()
-           for name, *figures_of, taken_for in rows]
-  if len(shown) < len(names):
-    lines.append(f'and {len(names) - len(shown):,} more with a higher F1')
+           for name, *figures_of, taken_for in found]
+  if (more := len(names) - len(found) + 1) > 0:
+    lines.append(f'and {more:,} more with a higher F1')
   lines.append(f'macro F1 {macro_f1(confusion):.4f}')
   return '\n'.join(f'  {line}' for line in lines)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
+import math
 from typing import Any
 
 import jax
@@ -102,6 +103,11 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
   return {'loss': float(losses.mean()),
           'accuracy': float(np.trace(matrix) / len(logits)),
           'macro_f1': confusion.macro_f1(matrix), 'n': len(logits)}
+
+
+def share_error(p: float, n: float) -> float:
+  """The standard error of an accuracy p of n reviews: sqrt(p (1 - p) / n)."""
+  return math.sqrt(p * (1 - p) / n)
 
 
 def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

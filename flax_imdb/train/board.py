@@ -17,10 +17,10 @@ from scipy import special
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import differences, packaged, validates
+from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
 from flax_imdb.data.tokenizer import FIRST_WORD_ID
 from flax_imdb.inference import gates
-from flax_imdb.inference.model_card import code, table
+from flax_imdb.inference.markdown import code, printable, table
 from flax_imdb.model.classifier import Params
 from flax_imdb.storage import files
 from flax_imdb.train import events
@@ -35,8 +35,6 @@ _MOST_VALUES = 1 << 18  # of an array; of a larger one every few
 _WORDS = 1000  # in the projector
 _MOST_CURVES = 20  # classes with a curve of precision and recall
 _THRESHOLDS = 127  # of a curve, and the most that tensorboardX has
-# They say what is shown, not what a run is.
-_NOT_SHOWN = {'debug', 'loggers', 'profile', 'show_examples'}
 
 
 def make_histograms(task: Task) -> Callable[[int, Params], list[Any]]:
@@ -85,7 +83,7 @@ def write_config(workdir: str, config: ConfigDict) -> None:
            code(changed[name][0]) if name in changed else '')
           for name, value in sorted(fields.items())]
   experiment, begin, end = summary.hparams(
-      {name: x for name, x in fields.items() if name not in _NOT_SHOWN},
+      {name: x for name, x in fields.items() if name not in ONLY_SHOWN},
       dict.fromkeys(_final_tags(config)))
   del end  # the run has not ended
   _write(workdir, '0.config', 0, [
@@ -200,7 +198,7 @@ def write_projector(
       FIRST_WORD_ID + _WORDS, tokenizer.get_vocab_size(), len(table_VE)))
   if len(ids) < 2:  # TensorBoard would take one word for a heading
     return
-  words = [_printable(tokenizer.id_to_token(i) or '') for i in ids]
+  words = [printable(tokenizer.id_to_token(i) or '') for i in ids]
   folder = files.as_path(workdir)
   files.write(folder / 'projector' / 'metadata.tsv', '\n'.join(words) + '\n')
   files.write(folder / 'projector' / 'tensors.tsv', ''.join(
@@ -212,10 +210,6 @@ embeddings {
   metadata_path: "projector/metadata.tsv"
 }
 """)
-
-
-def _printable(word: str) -> str:
-  return ''.join(c if c.isprintable() else '\ufffd' for c in word)
 
 
 def _write(workdir: str, name: str, step: int, summaries: list[Any]) -> None:

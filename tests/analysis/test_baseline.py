@@ -10,6 +10,11 @@ from flax_imdb.checkpoint import run
 from flax_imdb.data.reviews import load_splits
 
 
+def _test(restored):
+  reviews = load_splits(restored.config, restored.tokenizer, print, ['test'])
+  return restored.ngrams.annotate(reviews['test'])
+
+
 def test_of_words_it_is_fitted_to_the_training_reviews(
     trained, monkeypatch):
   sklearn_text = pytest.importorskip('sklearn.feature_extraction.text')
@@ -20,7 +25,8 @@ def test_of_words_it_is_fitted_to_the_training_reviews(
       found.update({path.name: json.loads(content)})))
   said = []
   restored = run.restore(str(workdir), None)
-  returned = baseline.compare(str(workdir), restored, said.append)
+  returned = baseline.compare(
+      str(workdir), restored, _test(restored), said.append)
   assert returned == found['baseline.json']
   splits = load_splits(restored.config, restored.tokenizer, print)
   def texts(split):
@@ -47,7 +53,8 @@ def test_of_a_run_with_a_linear_model_it_is_that(
   found = {}
   monkeypatch.setattr(baseline.files, 'write', lambda path, content: (
       found.update(json.loads(content))))
-  baseline.compare(str(workdir), run.restore(str(workdir), None),
-                   lambda line: None)
+  restored = run.restore(str(workdir), None)
+  baseline.compare(
+      str(workdir), restored, _test(restored), lambda line: None)
   summary = json.loads((workdir / 'summary.json').read_text())
   assert {k: found[k] for k in ('validation', 'test')} == summary['linear']

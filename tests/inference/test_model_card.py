@@ -17,7 +17,7 @@ import yaml
 from flax_imdb.checkpoint import run
 from flax_imdb.config import load_config
 from flax_imdb.errors import UserError
-from flax_imdb.inference import model_card
+from flax_imdb.inference import markdown, model_card
 
 EVIL = ('<script>alert(1)</script>', '](javascript:alert(1))', '`x` | y',
         '``', ' ', '# h', '---', '![i](https://e.example/p.png)',
@@ -157,7 +157,7 @@ def test_names_of_a_stranger_are_shown_and_mean_nothing():
     ('``a', '``` ``a ```'), ('a|b', r'`a\|b`'), ('a\nb', '`a\ufffdb`'),
     ('\u202eabc', '`\ufffdabc`'), (7, '`7`')])
 def test_a_code_span_shows_any_text(text, span):
-  assert model_card.code(text) == span
+  assert markdown.code(text) == span
 
 
 @pytest.mark.parametrize('name', [
