@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 
-def code(value: Any) -> str:
-  """A code span of Markdown, also in a table, that shows any text as it is.
+def code_span(value: Any) -> str:
+  """One of Markdown, also in a table, that shows any text as it is.
 
   What is not printable, as a line's end or what turns the direction of writing,
   becomes U+FFFD; of an empty text nothing is shown.

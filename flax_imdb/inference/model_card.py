@@ -4,19 +4,20 @@ Markdown with a header in YAML, in the form that Hugging Face reads. Source:
 Mitchell et al. 2019, and Hugging Face's description of model cards.
 
 The names of classes, files and data sets may be a stranger's: they stand in
-code spans, where nothing means anything, and the header is a library's.
+code spans, where nothing means anything, and in the header as JSON, which is
+YAML, too.
 """
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import importlib.metadata
+import json
 import math
 import os
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
-import yaml
 
 from flax_imdb import __version__
 from flax_imdb.checkpoint import run
@@ -24,7 +25,7 @@ from flax_imdb.cluster import processes
 from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
 from flax_imdb.errors import UserError
 from flax_imdb.inference.evaluate import share_error
-from flax_imdb.inference.markdown import code, commands, printable, table
+from flax_imdb.inference.markdown import code_span, commands, printable, table
 from flax_imdb.storage import files
 
 NAME = 'MODEL_CARD.md'
@@ -106,8 +107,8 @@ def _name(workdir: str) -> str:
 
 def _text(card: _Card) -> str:
   """All of the card; KeyError, TypeError and the like of a bad summary."""
-  header = yaml.safe_dump(
-      _header(card), sort_keys=False, allow_unicode=True, width=1000)
+  header = [f'{key}: {json.dumps(value, ensure_ascii=False)}'
+            for key, value in _header(card).items()]
   if card.config.objective == 'language_model':
     what = (
         'A recurrent network that was pretrained: it predicts words from their '
@@ -115,13 +116,13 @@ def _text(card: _Card) -> str:
   else:
     what = (f'A classifier of texts, {_network(card.config)}, '
             'trained by flax_imdb. It tells '
-            + _listed([code(name) for name in card.labels]) + ' apart.')
+            + _listed([code_span(name) for name in card.labels]) + ' apart.')
   sections = {
       'Data': _data, 'Results': _results, 'Training': _training,
       'Intended use': _intended, 'Limits': _limits, 'How to use it': _use,
       'License': _license}
   return '\n'.join([
-      '---', header + '---', '', f'# {code(card.name)}', '', what, '',
+      '---', *header, '---', '', f'# {code_span(card.name)}', '', what, '',
       *(f'## {title}\n\n' + '\n'.join(paragraphs(card))
         for title, paragraphs in sections.items())]) + '\n'
 
@@ -187,7 +188,7 @@ def _data_name(data: ConfigDict) -> str:
 
 def _data(card: _Card) -> Iterator[str]:
   data = card.config.data
-  yield f'Learned from {code(_data_name(data))}' + (
+  yield f'Learned from {code_span(_data_name(data))}' + (
       ', texts of somebody\'s own.' if data.name == 'files' else
       ', a data set of tensorflow-datasets.'
       if data.name not in _ABOUT else '. ' + _ABOUT[data.name]) + '\n'
@@ -216,7 +217,7 @@ def _data(card: _Card) -> Iterator[str]:
 
 def _shares(classes: dict[str, int]) -> str:
   total = max(1, sum(classes.values()))
-  return _some([f'{code(name)} {count / total:.1%}'
+  return _some([f'{code_span(name)} {count / total:.1%}'
                 for name, count in classes.items()])
 
 
@@ -259,7 +260,7 @@ def _results(card: _Card) -> Iterator[str]:
     shown = sorted(test['classes'].items(), key=lambda x: -x[1]['support'])
     yield 'On test, class by class:\n'
     yield table(('class', 'precision', 'recall', 'F1', 'texts'), [
-        (code(name), *(f'{x[key]:.4f}' for key in (
+        (code_span(name), *(f'{x[key]:.4f}' for key in (
             'precision', 'recall', 'f1')), f'{x["support"]:,}')
         for name, x in shown[:_MOST_CLASSES]])
     if len(shown) > _MOST_CLASSES:
@@ -289,7 +290,7 @@ def _training(card: _Card) -> Iterator[str]:
   if changed:
     yield 'The fields of the config that differ from `configs/default.py`:\n'
     yield table(('field', 'value', 'default'), [
-        (code(f'config.{name}'), code(_shown(name, here)), code(there))
+        tuple(map(code_span, (f'config.{name}', _shown(name, here), there)))
         for name, (there, here) in changed.items()])
   else:
     yield 'The config is `configs/default.py`.\n'
@@ -366,12 +367,12 @@ def _limits_of_labels(card: _Card) -> Iterator[str]:
     yield '- Nothing was held out to choose the epoch by.'
   if classes := summary.get('test', {}).get('classes'):
     name, worst = min(classes.items(), key=lambda x: x[1]['recall'])
-    yield (f'- Of the texts of {code(name)} it finds the fewest, '
+    yield (f'- Of the texts of {code_span(name)} it finds the fewest, '
            f'{worst["recall"]:.1%} of {worst["support"]:,}.')
     name, rarest = min(classes.items(), key=lambda x: x[1]['support'])
     if len(classes) > 2 and rarest['support'] < 100:
-      yield (f'- {code(name)} has {rarest["support"]:,} texts in test: too few '
-             'to know its scores well.')
+      yield (f'- {code_span(name)} has {rarest["support"]:,} texts in test: '
+             'too few to know its scores well.')
 
 
 def _use(card: _Card) -> Iterator[str]:

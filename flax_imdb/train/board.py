@@ -20,7 +20,7 @@ from flax_imdb.cluster import devices, processes
 from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
 from flax_imdb.data.tokenizer import FIRST_WORD_ID
 from flax_imdb.inference import gates
-from flax_imdb.inference.markdown import code, printable, table
+from flax_imdb.inference.markdown import code_span, printable, table
 from flax_imdb.model.classifier import Params
 from flax_imdb.storage import files
 from flax_imdb.train import events
@@ -79,8 +79,8 @@ def write_config(workdir: str, config: ConfigDict) -> None:
 
   fields = flatten_dict(config.to_dict(), sep='.')
   changed = differences(packaged('default'), config)
-  rows = [(code(name), code(value),
-           code(changed[name][0]) if name in changed else '')
+  rows = [(code_span(name), code_span(value),
+           code_span(changed[name][0]) if name in changed else '')
           for name, value in sorted(fields.items())]
   experiment, begin, end = summary.hparams(
       {name: x for name, x in fields.items() if name not in ONLY_SHOWN},
