@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -267,6 +268,21 @@ def test_no_ngram_goes_over_the_start_of_a_review():
   known, _ = ngrams.fit(_config(), reviews)
   assert len(known.pairs) == 2  # of the start and 5, and 6
   assert len(known.keys) == 3 + 2
+
+
+def test_a_review_alone_is_annotated_as_among_many():
+  known, _ = ngrams.fit(_config('words+bigrams+log_odds+linear'), _reviews(200))
+  unseen = _reviews(300, words=9, seed=1)
+  assert len(unseen.ids) > len(known.keys)  # looked up another way than one is
+  whole = known.annotate(unseen)
+  for i, (a, b) in enumerate(itertools.pairwise(unseen.offsets)):
+    alone = known.annotate(Reviews(
+        unseen.ids[a:b], np.array([0, b - a]), unseen.labels[i:i + 1]))
+    assert b - a < min(len(known.pairs), len(known.keys))
+    for name, feature in alone.features.items():
+      np.testing.assert_array_equal(feature, whole.features[name][a:b])
+      assert feature.dtype == whole.features[name].dtype
+    np.testing.assert_array_equal(alone.linear, whole.linear[i:i + 1])
 
 
 def test_what_is_saved_answers_as_what_was_learned(tmp_path):
