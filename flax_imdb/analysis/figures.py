@@ -29,6 +29,7 @@ VARIABLES = {_TEXT: '--text', _FAINT: '--faint', _GRID: '--grid',
              **{x: f'--series-{i}' for i, x in enumerate(SERIES)}}
 _SIZE = (4.4, 3.1)  # inches of 72 points
 _MOST_POINTS = 400  # of a line: more are not seen
+_MOST_LAGS = 100  # the same of a band
 _MOST_MARKED = 24  # points of a line, of which each has a dot
 _MOST_CELLS = 12  # classes of a matrix with numbers in it
 MOST_CLASSES = 40  # of a matrix at all
@@ -131,10 +132,9 @@ def _inline(svg: bytes, name: str, about: str) -> str:
   return ElementTree.tostring(root, encoding='unicode')
 
 
-def _few(count: int) -> np.ndarray:
-  """Places of at most 400 of so many points, the first and the last as well."""
-  return np.unique(np.linspace(0, count - 1, min(count, _MOST_POINTS)).round(
-      ).astype(int))
+def _few(count: int, most: int = _MOST_POINTS) -> np.ndarray:
+  """Places of at most `most` of so many points, the first and the last, too."""
+  return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def _legend(axes: 'Axes', **where: Any) -> None:
@@ -256,16 +256,14 @@ def by_length(runs: Sequence[tuple[Line, list[dict[str, float]]]],
       x, y, error = ([row[key] for row in rows] for key in (
           'middle', 'accuracy', 'error'))
       longest = max(longest, rows[-1]['most'])
-      axes.errorbar(x, y, yerror(error, line), marker='o', capsize=0,
-                    label=line.name, **line.style)
+      axes.errorbar(x, y, None if line.faint else error, marker='o',
+                    capsize=0, label=line.name, **line.style)
     if most_read < longest:
       axes.axvline(most_read, color=_FAINT, linestyle=':', linewidth=1.2)
     axes.set(xlabel='words in the review', ylabel='accuracy', xscale='log')
     _plain_ticks(axes)
     axes.margins(y=0.1)
     _legend(axes, loc='best')
-  def yerror(error: list[float], line: Line) -> list[float] | None:
-    return None if line.faint else error
   return paint
 
 
@@ -343,7 +341,7 @@ def gradients(runs: Sequence[tuple[Line, str, np.ndarray]]) -> Draw:
     from matplotlib.ticker import LogFormatter
 
     for line, when, quartiles in runs:
-      lags = _few(quartiles.shape[1])[::max(1, quartiles.shape[1] // 100)]
+      lags = _few(quartiles.shape[1], _MOST_LAGS)
       # A log axis has no place for the zeros that float32 makes below 1e-45.
       low, median, high = np.where(
           quartiles > 0, quartiles, np.nan)[:, lags]
