@@ -19,7 +19,8 @@ from flax_imdb.storage import files
 _MODES = {'step': ('eval', 'predict', 'serve', 'export'), 'split': ('eval',),
           'input': ('predict',), 'json': ('predict',),
           'explain': ('predict',), 'html': ('predict',),
-          'host': ('serve',), 'port': ('serve',), 'format': ('export',),
+          'host': ('serve',), 'port': ('serve',),
+          'texts_per_minute': ('serve',), 'format': ('export',),
           'seeds': ('sweep',), 'set': ('sweep',), 'jobs': ('sweep',),
           'minutes': ('tune',),
           # Of the other modes the answer is what they print.
@@ -114,8 +115,8 @@ def _flags() -> _Parser:
   add('--mode', default='train', choices=[
       'train', 'eval', 'predict', 'serve', 'report', 'export', 'compile',
       'prepare', 'sweep', 'tune'], metavar='MODE',
-      help='train (or resume), eval, predict, serve, report, export, compile, '
-      'prepare, sweep (compare values) or tune (look for better ones)')
+      help='train, eval, predict, serve, report, export, compile, prepare, '
+      'sweep (compare values), tune (find better)')
   add('--config', default='configs/default.py', metavar='FILE')
   add('--workdir', metavar='DIR', help='run directory; default: runs/ and the '
       'name of the config file, of sweep and tune with that behind')
@@ -134,6 +135,8 @@ def _flags() -> _Parser:
       help='serve: address to listen at; default: this machine')
   add('--port', type=int, default=8000, metavar='N',
       help='serve: default: 8000')
+  add('--texts_per_minute', type=int, default=0, metavar='N',
+      help='serve: most for one address; default: any number')
   add('--format', default='stablehlo', choices=['stablehlo', 'keras'],
       metavar='FORMAT', help='export: stablehlo, for jax alone, or keras, '
       'model.get_weights() as .npz')

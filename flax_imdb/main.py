@@ -160,7 +160,8 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
         args.json, args.explain, args.html)
   elif args.mode == 'serve':
     from flax_imdb.inference import serve
-    serve.serve_run(args.workdir, args.step, args.host, args.port, announce)
+    serve.serve_run(args.workdir, args.step, args.host, args.port,
+                    args.texts_per_minute, announce)
   elif args.mode == 'report':
     from flax_imdb.analysis import report
     report.report([args.workdir, *args.words], announce)

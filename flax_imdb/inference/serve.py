@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import errno
 import json
+import math
 import pathlib
 import resource
 import socket
@@ -18,6 +19,9 @@ from flax_imdb.errors import TransientError, UserError
 from flax_imdb.inference import batching
 
 try:
+  from limits import RateLimitItemPerMinute
+  from limits.storage import MemoryStorage
+  from limits.strategies import FixedWindowRateLimiter
   import prometheus_client
   from starlette.applications import Starlette
   from starlette.exceptions import HTTPException
@@ -64,16 +68,22 @@ _App = Callable[[Any, Any, Any], Awaitable[None]]  # of ASGI
 
 
 def serve_run(workdir: str, which: str | None, host: str, port: int,
-              announce: Callable[[str], None]) -> None:
+              texts_per_minute: int, announce: Callable[[str], None]) -> None:
   """Answers HTTP with a run directory until SIGTERM or SIGINT.
 
-  `announce` is told once connections are taken, and when what was accepted is
-  answered. `which` and errors as of `run.restore`; also raises UserError if
-  there is no such address, and TransientError if the port is in use.
+  Who asks for more than so many `texts_per_minute` from one address is told to
+  come later (429); 0 is any number. `announce` is told once connections are
+  taken, and when what was accepted is answered. `which` and errors as of
+  `run.restore`; also raises UserError if there is no such address or limit, and
+  TransientError if the port is in use.
   """
+  if texts_per_minute and texts_per_minute < MOST_TEXTS:
+    raise UserError(
+        f'--texts_per_minute={texts_per_minute}: must be at least {MOST_TEXTS}'
+        ', which one request may have, or 0 for any number')
   with contextlib.closing(_bind(host, port)) as listener:
     found = run.restore(workdir, which)
-    metrics = _Metrics()
+    metrics, limit = _Metrics(), _Limit(texts_per_minute)
     batcher = batching.Batcher(found, metrics.batches.observe)
     batcher.warm()
     _allow_connections()
@@ -83,19 +93,20 @@ def serve_run(workdir: str, which: str | None, host: str, port: int,
       where = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
       announce(f'step {found.step} of {workdir} answers at http://{where}, '
                'until Ctrl-C')
-      _answer(listener, found, batcher, metrics,
-              lambda: stop.signal is not None)
+      _answer(listener, _application(found, batcher, limit, metrics), batcher,
+              metrics, lambda: stop.signal is not None)
     announce(f'stopped by {stop.signal}; what was accepted is answered')
 
 
-def _answer(listener: socket.socket, found: run.Run, batcher: batching.Batcher,
-            metrics: '_Metrics', asked_to_stop: Callable[[], bool]) -> None:
+def _answer(listener: socket.socket, application: _App,
+            batcher: batching.Batcher, metrics: '_Metrics',
+            asked_to_stop: Callable[[], bool]) -> None:
   """Answers until asked to stop, and then those who came before.
 
   HTTP has a thread of its own; this one works for it.
   """
   server = uvicorn.Server(uvicorn.Config(
-      _application(found, batcher, metrics), http=_Connection, ws='none',
+      application, http=_Connection, ws='none',
       loop='asyncio', lifespan='off', log_config=None, log_level='error',
       access_log=False, proxy_headers=False, server_header=False,
       backlog=_BACKLOG, timeout_keep_alive=_KEEP_SECONDS))
@@ -230,12 +241,31 @@ class _Metrics:
                     media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
-def _application(found: run.Run, batcher: batching.Batcher,
+class _Limit:
+  """How much one address may ask for in a minute from its first request on."""
+
+  def __init__(self, texts_per_minute: int):
+    self._most = (RateLimitItemPerMinute(texts_per_minute)
+                  if texts_per_minute else None)
+    self._limiter = FixedWindowRateLimiter(MemoryStorage())
+
+  def check(self, address: str, texts: int) -> None:
+    """Counts so many texts, or raises HTTPException."""
+    if self._most and not self._limiter.hit(self._most, address, cost=texts):
+      ends = self._limiter.get_window_stats(self._most, address).reset_time
+      raise HTTPException(
+          429, f'more than {self._most.amount:,} texts in a minute',
+          {'retry-after': f'{max(1, math.ceil(ends - time.time()))}'})
+
+
+def _application(found: run.Run, batcher: batching.Batcher, limit: _Limit,
                  metrics: _Metrics) -> _App:
   """The ASGI application; what it answers is in page/openapi.json."""
   async def predict(request: Request) -> Response:
     start = time.perf_counter()
     texts, explained, is_list = _read_request(await _body(request))
+    assert request.client  # it came over TCP
+    limit.check(request.client.host, len(texts))
     try:
       futures = batcher.ask(texts, explained)
     except batching.Full:

@@ -44,19 +44,27 @@ class _Server:
     self.sizes, self.metrics = [], serve._Metrics()
     self.batcher = batching.Batcher(self.found, self._note_batch)
     self.batcher.warm()
-    self.goes_on = threading.Event()
+    self.goes_on, self.working = threading.Event(), threading.Lock()
     work = self.batcher.work
     def held_work(seconds):
       if self.goes_on.wait(seconds):
-        work(seconds)
+        with self.working:
+          if self.goes_on.is_set():
+            work(seconds)
     self.batcher.work = held_work
+
+  def hold(self):
+    """Lets no batch begin from now on, until `goes_on` is set."""
+    self.goes_on.clear()
+    with self.working:  # or the one that waits for a text would have it
+      pass
 
   def _note_batch(self, size):
     self.sizes.append(size)
     self.metrics.batches.observe(size)
 
   @contextlib.contextmanager
-  def listening(self):
+  def listening(self, texts_per_minute=0):
     """Answers in a thread, and has answered all when the context ends."""
     self.sizes.clear()
     self.metrics = serve._Metrics()
@@ -65,8 +73,10 @@ class _Server:
     serve._listen(listener)
     self.port = listener.getsockname()[1]
     stop = threading.Event()
+    application = serve._application(
+        self.found, self.batcher, serve._Limit(texts_per_minute), self.metrics)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-      done = pool.submit(serve._answer, listener, self.found, self.batcher,
+      done = pool.submit(serve._answer, listener, application, self.batcher,
                          self.metrics, stop.is_set)
       try:
         yield self
@@ -145,7 +155,7 @@ def test_an_answer_is_what_predict_prints(server, trained):
 
 
 def test_requests_that_come_together_are_one_batch(server):
-  server.goes_on.clear()
+  server.hold()
   texts = [f'good {"bad " * i}' for i in range(10)]
   with concurrent.futures.ThreadPoolExecutor(10) as pool:
     answers = [pool.submit(server.ask, 'POST', '/predict', {'text': text})
@@ -242,7 +252,7 @@ def test_metrics_are_counted(server):
 
 
 def test_who_comes_when_too_many_wait_is_told_to_come_later(server):
-  server.goes_on.clear()
+  server.hold()
   waiting = server.batcher.ask(['good'] * batching.MOST_WAITING)
   status, headers, answer = server.ask('POST', '/predict', {'text': 'bad'})
   assert status == 503 and headers['retry-after'] == '1'
@@ -253,9 +263,39 @@ def test_who_comes_when_too_many_wait_is_told_to_come_later(server):
   assert server.ask('POST', '/predict', {'text': 'bad'})[0] == 200
 
 
+def test_an_address_that_asks_for_too_much_is_told_to_come_later(warm):
+  with warm.listening(texts_per_minute=serve.MOST_TEXTS) as server:
+    texts = ['good'] * serve.MOST_TEXTS
+    assert server.ask('POST', '/predict', {'texts': texts[1:]})[0] == 200
+    status, headers, answer = server.ask('POST', '/predict', {'texts': texts})
+    assert (status, answer) == (
+        429, {'error': 'more than 64 texts in a minute'})
+    assert 1 <= int(headers['retry-after']) <= 60
+    assert server.ask('GET', '/healthz')[0] == 200
+    _, _, metrics = server.ask('GET', '/metrics')
+    assert b'{path="/predict",status="429"} 1.0' in metrics
+
+
+def test_after_a_minute_an_address_may_ask_again(monkeypatch):
+  limit, now = serve._Limit(100), time.time()
+  limit.check('here', 100)
+  with pytest.raises(serve.HTTPException):
+    limit.check('here', 1)
+  limit.check('there', 100)
+  monkeypatch.setattr(time, 'time', lambda: now + 61)
+  limit.check('here', 100)
+
+
+@pytest.mark.parametrize('number', [-1, 1, serve.MOST_TEXTS - 1])
+def test_a_limit_that_a_request_can_exceed_is_refused(number, tmp_path):
+  with pytest.raises(UserError, match=f'--texts_per_minute={number}: must be '
+                     'at least 64'):
+    serve.serve_run(str(tmp_path), None, '127.0.0.1', 0, number, print)
+
+
 def test_who_waits_too_long_is_told_so_and_not_computed(server, monkeypatch):
   monkeypatch.setattr(serve, '_ANSWER_SECONDS', 0.1)
-  server.goes_on.clear()
+  server.hold()
   status, headers, answer = server.ask('POST', '/predict', {'text': 'bad'})
   assert status == 503 and headers['retry-after'] == '1'
   assert answer == {'error': 'no answer in 0.1 s'}
@@ -438,7 +478,8 @@ def test_an_address_of_another_machine_is_a_mistake(trained, host):
     (['--mode=serve', '--port=-1'], '--port=-1: must be'),
     (['--mode=serve', '--port=http'], 'invalid int value'),
     (['--mode=predict', '--port=80'], '--port is for --mode=serve'),
-    (['--host=0.0.0.0'], '--host is for --mode=serve')])
+    (['--host=0.0.0.0'], '--host is for --mode=serve'),
+    (['--texts_per_minute=99'], '--texts_per_minute is for --mode=serve')])
 def test_flags_that_do_not_fit_are_refused(argv, says):
   with pytest.raises(UserError, match=says):
     cli.parse(argv)
@@ -450,7 +491,7 @@ def test_it_listens_to_this_machine_alone_unless_told():
 
 
 @pytest.mark.parametrize('package', [
-    'prometheus_client', 'starlette.applications', 'uvicorn'])
+    'limits', 'prometheus_client', 'starlette.applications', 'uvicorn'])
 def test_what_is_not_installed_is_named(package, monkeypatch):
   monkeypatch.setitem(sys.modules, package, None)
   monkeypatch.delitem(sys.modules, 'flax_imdb.inference.serve')
@@ -596,7 +637,7 @@ def test_the_page_answers_while_one_types_and_runs_nothing(server, browser):
   assert shown('#said') == [f'{want["label"]}, {said}']
   # What is typed next to a word takes its colour alone.
   before = shown('#marks mark')
-  server.goes_on.clear()
+  server.hold()
   review.send_keys('x')
   assert shown('#marks mark') in (before, before[:-1])
   server.goes_on.set()
