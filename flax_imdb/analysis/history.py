@@ -17,6 +17,7 @@ from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
 _MOST_EVENT_BYTES = 1 << 26
+_MOST_CHARACTERS = 100  # of a version
 _MOST_EPOCH = 1 << 31  # steps are int32
 _RATE = 'reviews_per_second'  # its tag in TensorBoard's events
 # What conversions to numbers raise of a damaged file.
@@ -48,6 +49,7 @@ class Summary:
   seconds: float
   parameters: int
   params_sha256: str
+  environment: dict[str, str]  # versions and devices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +120,10 @@ def _summary(workdir: str, class_count: int) -> Summary | None:
                      for row in calibrated.get('reliability', ())],
         seconds=float(found['seconds']),
         parameters=_whole(found['parameters']),
-        params_sha256=str(found['params_sha256'])[:64])
+        params_sha256=str(found['params_sha256'])[:64],
+        environment={str(name)[:_MOST_CHARACTERS]: str(value)[:_MOST_CHARACTERS]
+                     for name, value in found.get(
+                         'environment', {}).items()})
   except _DAMAGE as e:
     raise UserError(f'{path} is damaged ({type(e).__name__}: {e!s:.60}): '
                     'delete it and start the run again, which evaluates and '

@@ -7,18 +7,13 @@ drawn here, and the page asks nobody for anything.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import importlib.metadata
 import importlib.util
 import pathlib
-import platform
 import re
 import shlex
 import statistics
-import sys
 import time
 from typing import Any
-
-import jax
 
 from flax_imdb import __version__
 from flax_imdb.analysis import (
@@ -41,7 +36,6 @@ from flax_imdb.storage import files
 _MOST_RUNS = 20
 _PACKAGES = {'jinja2': 'jinja2', 'matplotlib': 'matplotlib',
              'sklearn': 'scikit-learn'}
-_VERSIONS = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def report(workdirs: Sequence[str], announce: Announce) -> None:
@@ -169,7 +163,7 @@ def _page(groups: Sequence[Group], drawn: dict[str, figures.Figure],
           one.linear for one in group.runs)],
       evaluated=_evaluated(groups), in_detail=illustrations.MOST_GROUPS,
       config=_config(groups),
-      environment=_environment(), commands=[
+      environment=_environment(groups), commands=[
           (group, _command(group)) for group in groups],
       again=_typed(['python', '-m', 'flax_imdb.main', '--mode=report',
                     f'--workdir={workdirs[0]}', *workdirs[1:]]),
@@ -266,12 +260,17 @@ def _config(groups: Sequence[Group]) -> dict[str, list[tuple[str, list[str]]]]:
                   if field not in changed and field != 'seed']}
 
 
-def _environment() -> list[tuple[str, str]]:
-  device = jax.local_devices()[0]
-  return [('flax_imdb', __version__), ('Python', platform.python_version()),
-          *((name, importlib.metadata.version(name)) for name in _VERSIONS),
-          ('system', f'{sys.platform} {platform.machine()}'),
-          ('devices', f'{jax.local_device_count()} x {device.device_kind}')]
+def _environment(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+  """Versions and devices, those of each group; [] if none is known.
+
+  Runs of a group that were trained in several places have all that differs.
+  """
+  found = [[one.history.summary.environment for one in group.runs
+            if one.history.summary] for group in groups]
+  names = dict.fromkeys(name for runs in found for run in runs for name in run)
+  return [(name, [', '.join(dict.fromkeys(
+      run[name] for run in runs if name in run)) or '–' for runs in found])
+          for name in names]
 
 
 def _typed(words: Sequence[str]) -> str:

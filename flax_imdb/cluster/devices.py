@@ -9,6 +9,9 @@ model sees are then real ones, to print or to inspect in a debugger.
 
 from collections.abc import Callable, Sequence
 import functools
+import importlib.metadata
+import platform
+import sys
 from typing import Any
 
 import jax
@@ -16,11 +19,13 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from flax_imdb import __version__
 from flax_imdb.cluster import processes
 from flax_imdb.errors import UserError
 
 AXIS = 'batch'
 _WHOLE = {'bigram_rows'}  # that all devices need of a batch
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 VOTES = 'votes'  # of the processes that want to stop, see `preemption.Stop`
 
 
@@ -40,6 +45,15 @@ def _count() -> int:
     raise UserError('the processes have different numbers of devices: give '
                     'each as many, for instance with JAX_NUM_CPU_DEVICES')
   return n
+
+
+def environment() -> dict[str, str]:
+  """What the bits of a run depend on beside its config, for people to read."""
+  return {
+      'flax_imdb': __version__, 'Python': platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+      'system': f'{sys.platform} {platform.machine()}',
+      'devices': f'{_count()} x {_devices()[0].device_kind}'}
 
 
 def memory() -> tuple[int, int] | None:

@@ -302,6 +302,7 @@ def _finish(task: Task, training: _Training, stop: preemption.Stop,
       'data': task.counts(), **scores,
       **({'linear': linear} if linear else {}), **calibrated,
       'seconds': round(training.progress.seconds, 3),
+      'environment': devices.environment(),
       'parameters': classifier.parameter_count(trained),
       'params_sha256': classifier.params_sha256(trained)}
   processes.report_alive('save')

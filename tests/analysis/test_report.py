@@ -9,6 +9,7 @@ import shlex
 import shutil
 import struct
 
+import jax
 import pytest
 from support.command import TINY, finished, run_here
 
@@ -137,6 +138,9 @@ def test_it_says_what_the_run_wrote(reported):
     assert f'<dd class="value">{number:.4f}</dd>' in page
   assert f'<dd class="value">{summary["parameters"]:,}</dd>' in page
   assert summary['params_sha256'] in page
+  assert summary['environment']['jax'] == jax.__version__
+  for name, where in summary['environment'].items():
+    assert (f'<th scope="row">{name}</th><td class="text">{where}</td>') in page
   baseline = json.loads((workdir / 'report' / 'baseline.json').read_text())
   assert f'<td>{baseline["test"]["accuracy"]:.4f}</td>' in page
   wrong = round(summary['test']['n'] * (1 - summary['test']['accuracy']))
@@ -239,6 +243,17 @@ def test_without_data_it_has_what_the_run_wrote(trained, no_data, tmp_path):
   assert found == {'loss', 'accuracy', 'confusion', 'reliability', 'rates'}
   summary = json.loads((workdir / 'summary.json').read_text())
   assert f'<dd class="value">{summary["test"]["accuracy"]:.4f}</dd>' in page
+
+
+def test_an_older_run_does_not_say_where_it_was_trained(
+    trained, no_data, tmp_path):
+  workdir = _copied(trained, tmp_path)
+  summary = json.loads((workdir / 'summary.json').read_text())
+  del summary['environment']
+  (workdir / 'summary.json').write_text(json.dumps(summary))
+  _, page = _report(workdir)
+  assert 'of a version that did not write that down.</p>' in page
+  assert '<th scope="row">jax</th>' not in page
 
 
 def test_of_a_run_that_has_only_begun_it_says_so(trained, no_data, tmp_path):
@@ -387,5 +402,7 @@ def test_axe_finds_nothing(width, scheme, browser, reported):
 def test_every_colour_of_a_figure_is_a_variable_of_the_page():
   page = pathlib.Path(report.__file__).with_name('report.html').read_text()
   for colour, variable in figures.VARIABLES.items():
-    assert page.count(f'{variable}: {colour}') == 2  # light, and print
-    assert page.count(f'{variable}: ') == 3  # and dark
+    assert page.count(f'{variable}: {colour}') == 1  # light
+    assert page.count(f'{variable}: ') == 2  # and dark
+  assert page.count('dark)') == page.count('@media screen and (prefers-color-'
+                                           'scheme: dark)') == 1  # not printed
