@@ -2,9 +2,10 @@
 
 python -m flax_imdb.main --config=configs/pretrain.py
 
-writes what --config.init_from=runs/pretrain begins a run with labels with. The
-time it takes, its validation loss and what it is good for are not measured
-yet.
+writes what --config.init_from=runs/pretrain begins a run with labels with. It
+takes 14 minutes on one CPU core beside other work, and ends with 5.48 nats and
+0.164 of the words of unseen reviews. It is no gain: runs that began with such a
+one had 0.876 on validation, runs that began at random 0.891 (RESULTS.md).
 """
 
 from ml_collections import ConfigDict
