@@ -80,7 +80,7 @@ def test_a_remote_run_is_the_local_one(store, trained):
       r'events\.out\.tfevents\.[1-9]', k))
   for name in 'events.out.tfevents.final', 'projector/tensors.tsv':
     assert found[name]
-  assert found['MODEL_CARD.md'].startswith(b'---\nlicense: apache-2.0')
+  assert found['MODEL_CARD.md'].startswith(b'---\nlicense: "apache-2.0"')
   assert events.count(b'validation/loss') == 2  # one an epoch
 
 
