@@ -313,6 +313,7 @@ def test_several_runs_are_compared(trained, tmp_path):
     finished(run_here(*TINY, *flags, f'--workdir={workdirs[-1]}'))
   _, page = _report(*workdirs, workdirs[0])  # which counts once
   read = _check_nothing_runs(page)
+  where = f'<td class="text">{jax.__version__}</td>'
   accuracies = [json.loads((x / 'summary.json').read_text())['test']['accuracy']
                 for x in workdirs]
   mean = (accuracies[0] + accuracies[1]) / 2
@@ -323,7 +324,8 @@ def test_several_runs_are_compared(trained, tmp_path):
   names = {x.stem for x in (workdirs[0] / 'report').glob('*.png')}
   assert names == FIGURES - {'confusion'} | {
       'confusion-0', 'confusion-1', 'gradient'}
-  assert sum(tag == 'details' for tag, _ in read.elements) == 4
+  assert sum(tag == 'details' for tag, _ in read.elements) == 3
+  assert f'<th scope="row">jax</th>{2 * where}' in page
 
 
 AXE = next((pathlib.Path(spec.submodule_search_locations[0])
