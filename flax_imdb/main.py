@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib.metadata
 import io
 import os
 import re
@@ -194,14 +193,17 @@ def _introduction(config: ConfigDict, args: argparse.Namespace) -> str:
   """What runs where, and the fields that differ from configs/default.py."""
   import jax
 
-  versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in
-                       ('jax', 'flax', 'optax', 'orbax-checkpoint'))
+  from flax_imdb.cluster import devices
+
+  versions = devices.versions()
+  named = ', '.join(f'{name} {versions[name]}' for name in (
+      'jax', 'flax', 'optax', 'orbax-checkpoint'))
   device = jax.local_devices()[0].device_kind
   several = (f' in each of {processes.count()} processes'
              if processes.count() > 1 else '')
   changed = differences(packaged('default'), config)
   return '\n'.join([
-      f'flax_imdb {__version__} with {versions}',
+      f'flax_imdb {__version__} with {named}',
       f'{jax.local_device_count()} x {device}{several}; '
       f'{args.mode} in {args.workdir}',
       *(f'  config.{field} = {new}  (default {old})'

@@ -121,9 +121,9 @@ def _summary(workdir: str, class_count: int) -> Summary | None:
         seconds=float(found['seconds']),
         parameters=_whole(found['parameters']),
         params_sha256=str(found['params_sha256'])[:64],
-        environment={str(name)[:_MOST_CHARACTERS]: str(value)[:_MOST_CHARACTERS]
-                     for name, value in found.get(
-                         'environment', {}).items()})
+        environment={
+            str(name)[:_MOST_CHARACTERS]: str(value)[:_MOST_CHARACTERS]
+            for name, value in found.get('environment', {}).items()})
   except _DAMAGE as e:
     raise UserError(f'{path} is damaged ({type(e).__name__}: {e!s:.60}): '
                     'delete it and start the run again, which evaluates and '

@@ -47,11 +47,16 @@ def _count() -> int:
   return n
 
 
+def versions() -> dict[str, str]:
+  """Those of the packages that compute."""
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
 def environment() -> dict[str, str]:
   """What the bits of a run depend on beside its config, for people to read."""
   return {
       'flax_imdb': __version__, 'Python': platform.python_version(),
-      **{name: importlib.metadata.version(name) for name in _PACKAGES},
+      **versions(),
       'system': f'{sys.platform} {platform.machine()}',
       'devices': f'{_count()} x {_devices()[0].device_kind}'}
 

@@ -10,7 +10,6 @@ YAML, too.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 
 from flax_imdb import __version__
 from flax_imdb.checkpoint import run
-from flax_imdb.cluster import processes
+from flax_imdb.cluster import devices, processes
 from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
 from flax_imdb.errors import UserError
 from flax_imdb.inference.evaluate import share_error
@@ -273,8 +272,7 @@ def _error(score: dict[str, Any]) -> float:
 
 def _training(card: _Card) -> Iterator[str]:
   config, summary = card.config, card.summary
-  versions = ', '.join(f'{name} {importlib.metadata.version(name)}'
-                       for name in ('jax', 'flax', 'optax'))
+  versions = devices.versions()
   if summary:
     stopped = (', when it was stopped early'
                if summary['stopped_epoch'] is not None else '')
@@ -294,8 +292,8 @@ def _training(card: _Card) -> Iterator[str]:
         for name, (there, here) in changed.items()])
   else:
     yield 'The config is `configs/default.py`.\n'
-  yield (f'This card was written by flax_imdb {__version__} with '
-         f'{versions}.\n')
+  yield (f'This card was written by flax_imdb {__version__} with ' + ', '.join(
+      f'{name} {versions[name]}' for name in ('jax', 'flax', 'optax')) + '.\n')
 
 
 def _shown(field: str, value: Any) -> Any:
@@ -379,7 +377,7 @@ def _use(card: _Card) -> Iterator[str]:
   if card.config.objective == 'language_model':
     yield 'In the directory of this card:\n'
     yield commands('python -m flax_imdb.main --config.init_from=. '
-                    '--workdir=../with_words')
+                   '--workdir=../with_words')
     yield ('The run must have the same words: `config.data.name`, '
            '`config.data.punctuation` and `config.data.vocab_size`.\n')
     return
@@ -388,7 +386,7 @@ def _use(card: _Card) -> Iterator[str]:
            'directory of this card, with `requirements.txt` and '
            '`serve_export.py` of the examples of flax_imdb in it:\n')
     yield commands('pip install -r requirements.txt',
-                    'echo "Not bad at all." | python serve_export.py .')
+                   'echo "Not bad at all." | python serve_export.py .')
     return
   yield 'In the directory of this card, with flax_imdb installed:\n'
   yield commands(

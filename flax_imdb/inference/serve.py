@@ -106,10 +106,9 @@ def _answer(listener: socket.socket, application: _App,
   HTTP has a thread of its own; this one works for it.
   """
   server = uvicorn.Server(uvicorn.Config(
-      application, http=_Connection, ws='none',
-      loop='asyncio', lifespan='off', log_config=None, log_level='error',
-      access_log=False, proxy_headers=False, server_header=False,
-      backlog=_BACKLOG, timeout_keep_alive=_KEEP_SECONDS))
+      application, http=_Connection, ws='none', loop='asyncio', lifespan='off',
+      log_config=None, log_level='error', access_log=False, proxy_headers=False,
+      server_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_SECONDS))
   metrics.watch(batcher, server)
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     running = pool.submit(server.run, [listener])
