@@ -121,7 +121,7 @@ _FIELDS = {
     'model.mask_padding': _BOOL,
     'model.remat': _BOOL,
     'model.recurrence': _Field(
-        str, ('scan', 'joint', 'kernel', 'auto', 'interpret')),
+        str, ('scan', 'joint', 'loop', 'kernel', 'auto', 'interpret')),
     'model.dtype': _Field(str, ('float32', 'bfloat16')),
 }
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flax_imdb.cluster import devices
 from flax_imdb.errors import UserError
-from flax_imdb.model import gpu_kernel, joint, tpu_kernel
+from flax_imdb.model import gpu_kernel, joint, loop, tpu_kernel
 
 # Steps and reviews of the layer that is compiled to see whether it can be.
 _TRIED = 128, 512
@@ -39,6 +39,8 @@ def choose(recurrence: str, layer: Layer, device: jax.Device,
     form = recurrence
   elif recurrence == 'interpret':  # to train, and see that it does
     form = recurrence if announce else 'scan'
+  elif recurrence == 'loop':
+    form = 'scan' if _no_loop(device) else 'loop'
   else:
     form, why = _kernel(layer, device)
     if why and recurrence == 'kernel' and announce:
@@ -52,10 +54,21 @@ def explain(
     form: str, recurrence: str, layer: Layer, device: jax.Device) -> str:
   """One line: the form that `choose` gave for this, and why."""
   why = 'as config.model.recurrence says'
+  if recurrence == 'loop' and (refused := _no_loop(device)):
+    why = f'for {refused}'
   if recurrence in ('kernel', 'auto'):
     _, refused = _kernel(layer, device)
     why = f'for {refused}' if refused else 'which has a kernel of its own'
   return f'recurrence: {form} on {device.device_kind}, {why}'
+
+
+def _no_loop(device: jax.Device) -> str:
+  """Why a device has no loop, or ''."""
+  if devices.debugging():
+    return 'config.debug runs without jit'
+  if device.platform != 'cpu':
+    return 'a loop that counts its steps is for a CPU'
+  return ''
 
 
 @functools.lru_cache
@@ -109,6 +122,9 @@ def recurrence(form: str, cell: str, weights: Sequence[dict[str, jax.Array]],
     return joint.recurrence(
         cell, weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype,
         remat=remat)
+  if form == 'loop':
+    return loop.recurrence(
+        cell, weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype)
   return (gpu_kernel if form == 'gpu' else tpu_kernel).lstm(
       weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype,
       interpret=form == 'interpret')

@@ -21,6 +21,7 @@ from flax_imdb.model import (
   forms,
   gpu_kernel,
   joint,
+  loop,
   tpu_kernel,
 )
 from flax_imdb.model.recurrent import CELLS, RecurrentLayer
@@ -28,6 +29,7 @@ from flax_imdb.model.recurrent import CELLS, RecurrentLayer
 BOTH = (False, True)
 FORMS = {
     'joint': functools.partial(joint.recurrence, 'lstm'),
+    'loop': functools.partial(loop.recurrence, 'lstm'),
     'tpu': functools.partial(tpu_kernel.lstm, interpret=True),
     'gpu': functools.partial(gpu_kernel.lstm, interpret=True)}
 
@@ -177,6 +179,21 @@ def test_members_learn_side_by_side_in_the_step_of_all_devices(form):
     assert max(_errors(jax.tree.map(lambda a, m=m: a[m] / n, got), want)) < 1e-5
 
 
+@pytest.mark.parametrize('longest', [0, 1, 5])
+@pytest.mark.parametrize('cell, gates', [('lstm', 4), ('simple_rnn', 1)])
+def test_a_loop_ends_with_the_longest_review(cell, gates, longest):
+  weights, x, lengths, d_states = _inputs(9, 6, 5, 8, gates=gates)
+  lengths = np.minimum(lengths, longest)
+  form = functools.partial(loop.recurrence, cell)
+  got, want = (_run(f, (weights, x, lengths, d_states), BOTH)
+               for f in (form, functools.partial(_scan, cell=cell)))
+  assert max(_errors(got, want)) < 1e-5
+  # A step that is computed would make the gradients of the weights NaN.
+  x[longest:] = np.nan
+  jax.tree.map(np.testing.assert_array_equal, got, _run(
+      form, (weights, x, lengths, d_states), BOTH))
+
+
 @pytest.mark.parametrize('remat', [True, False])
 @pytest.mark.parametrize('reverse', [BOTH, (True,)])
 def test_a_simple_rnn_is_joint_too(reverse, remat):
@@ -204,7 +221,7 @@ def test_recomputing_the_gates_stores_less():
     {'model.pooling': 'last'}, {'data.segment_length': 0,
                                 'model.mask_padding': False,
                                 'data.bucket_width': 0}], ids=str)
-@pytest.mark.parametrize('form', ['joint', 'interpret', 'simple_rnn'])
+@pytest.mark.parametrize('form', ['joint', 'loop', 'interpret', 'simple_rnn'])
 def test_a_model_of_another_form_gives_the_same_logits(form, fields):
   cell = 'simple_rnn' if form == 'simple_rnn' else 'lstm'
   config = default_with({
@@ -214,7 +231,7 @@ def test_a_model_of_another_form_gives_the_same_logits(form, fields):
   params = drawn_params(model)
   params['embed']['embedding'] *= 4
   other = model.clone(
-      recurrence='interpret' if form == 'interpret' else 'joint')
+      recurrence='joint' if form == 'simple_rnn' else form)
   rng = np.random.default_rng(0)
   ids = rng.integers(4, 50, (6, 8)).astype(np.int32)
   lengths = np.array([8, 3, 1, 7, 8, 2], np.int32)
@@ -255,6 +272,7 @@ def compiler(monkeypatch):
 @pytest.mark.parametrize('device, recurrence, form', [
     (V5E, 'scan', 'scan'), (CPU, 'joint', 'joint'), (V5E, 'kernel', 'tpu'),
     (V5E, 'auto', 'tpu'), (H100, 'kernel', 'gpu'), (H100, 'auto', 'gpu'),
+    (CPU, 'loop', 'loop'), (V5E, 'loop', 'scan'), (H100, 'loop', 'scan'),
     (CPU, 'auto', 'scan'), (_device('gpu', 'AMD Instinct'), 'auto', 'scan')])
 def test_a_device_gets_what_it_has(compiler, device, recurrence, form):
   said = []

@@ -70,7 +70,7 @@ def test_a_run_tells_its_form_and_goes_on_in_none_other(tmp_path):
     (['--config.model.recurrence=kernel'], 'cpu is no TPU and no GPU'),
     (['--config.model.recurrence=kernel', '--config.model.cell=simple_rnn'],
      'is of config.model.cell=lstm'),
-    (['--config.model.recurrence=fused'], 'choose scan, joint, kernel')])
+    (['--config.model.recurrence=fused'], 'choose scan, joint, loop')])
 def test_what_there_is_not_is_one_line(tmp_path, flags, why):
   done = run_here(*TINY, f'--workdir={tmp_path / "run"}', *flags)
   assert done.returncode == 2 and done.stderr.count('\n') == 1
