@@ -112,9 +112,10 @@ def get_config() -> ConfigDict:
   config.model.pooled_dropout = 0.5  # share of pooled features off
   config.model.mask_padding = True  # False reads padding, as the notebook does
   config.model.remat = True  # compute gates again going backward: less memory
-  # joint = both directions in one scan; kernel = all of time in one kernel of a
-  # TPU or GPU; auto = kernel where there is one, else scan; interpret = the
-  # TPU's kernel on a CPU: slow, to check it.
+  # joint = both directions in one scan; loop = on a CPU no further than the
+  # longest review, however wide its batch; kernel = all of time in one kernel
+  # of a TPU or GPU; auto = kernel where there is one, else scan; interpret =
+  # the TPU's kernel on a CPU: slow, to check it.
   config.model.recurrence = 'scan'  # how a layer is computed, or one of these
   config.model.dtype = 'float32'  # operands of cells' products; or bfloat16
   return config

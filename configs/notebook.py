@@ -40,4 +40,5 @@ def get_config() -> ConfigDict:
   config.model.embedding_dropout = 0.0  # share of features off
   config.model.pooled_dropout = 0.0  # share of pooled features off
   config.model.mask_padding = False  # the LSTM reads padding
+  config.model.recurrence = 'scan'  # all reviews are as wide
   return config

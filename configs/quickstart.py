@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
   config.global_batch_size = 64  # reviews a step
   config.show_examples = 4  # short test reviews to print with predictions
   config.data.name = 'grammar_reviews'  # by flax_imdb/data/grammar.py
-  config.data.bucket_width = 128  # tokens; wider: half as much to compile
   config.data.vocab_size = 2_000  # token ids; the grammar knows fewer words
   config.model.bidirectional = False  # one direction is enough here
   config.model.word_dropout = 0.0  # share of words read as unknown

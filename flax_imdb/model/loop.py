@@ -1,11 +1,11 @@
 """A recurrent layer in a loop that ends with the longest review of its rows.
 
 A scan has as many steps as a batch is wide, and each width is a program to
-compile. This loop counts its steps when it runs, so that a width costs what it
-takes to clear its arrays, and a few widths are enough. JAX can't differentiate
-such a loop backward: here each step's carry is kept, and a second loop goes back
-over them, in which the gates are computed again. A GPU or TPU would have to tell
-its host after each step whether to go on.
+compile. This loop counts its steps when it runs: to be wider than its reviews
+costs a batch the clearing of arrays, and a few widths are enough. JAX can't
+differentiate such a loop backward: each step's carry is kept here, and a second
+loop goes back over them, which computes the gates again. A GPU would have to
+tell its host after each step whether to go on.
 
 Shapes: T time steps, B reviews, E input features, H width.
 """
@@ -104,5 +104,5 @@ def _put(x: jax.Array, value: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def _inside(length: int, steps: jax.Array) -> jax.Array:
-  """bool [T, 1, 1] of the steps that are computed."""
+  """Which of the time steps are computed, bool [T, 1, 1]."""
   return (jnp.arange(length) < steps)[:, None, None]

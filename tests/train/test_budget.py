@@ -50,7 +50,8 @@ _KERNELS = {
 def compiled(request):
   """(config file, its step compiled for 64 reviews of 500 tokens a device)."""
   config = load_config(request.param)
-  model = classifier.build_model(config)
+  model = classifier.for_device(
+      config, classifier.build_model(config), jax.devices()[0])
   optimizer = build_optimizer(config, 137)
   state = devices.replicate(init_state(config, model, optimizer))
   rows, width = 128, config.data.max_length

@@ -38,7 +38,7 @@ def _losses(config, reviews, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('form', ['joint', 'interpret'])
+@pytest.mark.parametrize('form', ['joint', 'loop', 'interpret'])
 def test_the_default_learns_the_same_for_50_steps(form):
   config = default_with({
       'data.name': 'grammar_reviews', 'data.train_split': 'train[:400]',
@@ -63,7 +63,7 @@ def test_a_run_tells_its_form_and_goes_on_in_none_other(tmp_path):
   # Its next steps would not be those of this run to the bit.
   again = run_here(*flags)
   assert again.returncode == 2
-  assert 'model.recurrence: joint there, scan now' in again.stderr
+  assert 'model.recurrence: joint there, loop now' in again.stderr
 
 
 @pytest.mark.parametrize('flags, why', [
