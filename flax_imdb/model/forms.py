@@ -54,9 +54,9 @@ def explain(
     form: str, recurrence: str, layer: Layer, device: jax.Device) -> str:
   """One line: the form that `choose` gave for this, and why."""
   why = 'as config.model.recurrence says'
-  if recurrence == 'loop' and (refused := _no_loop(device)):
-    why = f'for {refused}'
-  if recurrence in ('kernel', 'auto'):
+  if recurrence == 'loop' and form == 'scan':
+    why = f'for {_no_loop(device)}'
+  elif recurrence in ('kernel', 'auto'):
     _, refused = _kernel(layer, device)
     why = f'for {refused}' if refused else 'which has a kernel of its own'
   return f'recurrence: {form} on {device.device_kind}, {why}'

@@ -282,6 +282,15 @@ def test_a_device_gets_what_it_has(compiler, device, recurrence, form):
       [True] if recurrence != 'scan' else [])
 
 
+@pytest.mark.parametrize('device, debug, why', [
+    (V5E, False, 'is for a CPU'), (CPU, True, 'runs without jit')])
+def test_why_there_is_no_loop_is_said(monkeypatch, device, debug, why):
+  monkeypatch.setattr(forms.devices, 'debugging', lambda: debug)
+  said = []
+  assert forms.choose('loop', LAYER, device, said.append) == 'scan'
+  assert said[0].startswith('recurrence: scan on ') and why in said[0]
+
+
 @pytest.mark.parametrize('device, layer, failure, why', [
     (CPU, LAYER, '', 'cpu is no TPU and no GPU of NVIDIA'),
     (V5E, LAYER._replace(cell='simple_rnn'), '', 'none of simple_rnn'),
