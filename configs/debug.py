@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
   config.ema_decay = 0.0  # no averaged weights
   config.num_epochs = 1  # passes over 16 reviews
   config.global_batch_size = 8  # reviews a step
+  config.eval_batch_size = 0  # as many
   config.data.name = 'grammar_reviews'  # generated: no network
   config.data.train_split = 'train[:24]'  # of which 8 validate
   config.data.test_split = 'test[:8]'  # tfds split

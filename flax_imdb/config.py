@@ -52,6 +52,7 @@ _FIELDS = {
     'min_steps_per_epoch': _Field(int, least=0, most=10_000),
     'max_steps_per_epoch': _Field(int, least=0, most=1 << 24),
     'global_batch_size': _Field(int, least=1, most=1 << 20),
+    'eval_batch_size': _Field(int, least=0, most=1 << 20),
     'show_examples': _Field(int, least=0, most=1_000_000),
     'init_from': _TEXT,
     'debug': _BOOL,
@@ -127,7 +128,7 @@ _FIELDS = {
 
 # Fields newer than some run directories: what these were made with.
 _ADDED = {
-    'loggers': '', 'profile': '',
+    'loggers': '', 'profile': '', 'eval_batch_size': 0,
     'class_weights': 'none',
     'data.text_field': '', 'data.label_field': '', 'data.word_index': '',
     'data.train_file': '', 'data.validation_file': '', 'data.test_file': '',

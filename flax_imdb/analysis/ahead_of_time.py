@@ -100,12 +100,14 @@ def compile_for(config: ConfigDict, topology: str,
   classifier.for_device(
       config, classifier.build_model(config, class_count), devices[0], announce)
   for name in ('train', 'evaluate'):
+    rows = size // n if name == 'train' else -(
+        -(config.eval_batch_size or size) // n)
     program = compile_program(
-        config, devices, size // n, name == 'train', class_count)
+        config, devices, rows, name == 'train', class_count)
     if not program:
       raise UserError(f'config.global_batch_size={size} does not fit into '
                       f'{topology}: use a smaller one')
-    announce(f'{name}: {size // n} reviews a device, '
+    announce(f'{name}: {rows} reviews a device, '
              f'{config.data.max_length} tokens each, {_program_text(program)}')
     if name == 'train':
       announce(f'  estimate: {_estimate_text(program, chip)}')

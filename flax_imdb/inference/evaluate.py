@@ -47,6 +47,11 @@ def forward_of(restored: run.Run) -> Callable:
       restored.config, restored.model, jax.local_devices()[0]))
 
 
+def batch_size(config: ConfigDict) -> int:
+  """Reviews at once, which the devices of all processes share evenly."""
+  return devices.fill_up(config.eval_batch_size or config.global_batch_size)
+
+
 def make_logits(
     config: ConfigDict, forward: Callable,
     annotate: Callable[[Reviews], Reviews],
@@ -61,9 +66,8 @@ def make_logits(
   each batch.
   """
   reading = Reading.of(config.data)
-  batch_size = devices.fill_up(config.global_batch_size)
-  share = Share(*devices.share())
-  own_rows = len(range(batch_size)[share.rows(batch_size)])
+  size, share = batch_size(config), Share(*devices.share())
+  own_rows = len(range(size)[share.rows(size)])
 
   def logits(params: Any, reviews: Reviews) -> np.ndarray:
     places: list[np.ndarray] = []
@@ -71,7 +75,7 @@ def make_logits(
     done = 0
     if not reviews.features and reviews.linear is None:
       reviews = annotate(reviews)
-    for rows, batch in eval_batches(reviews, batch_size, reading, share):
+    for rows, batch in eval_batches(reviews, size, reading, share):
       processes.report_alive('evaluate')
       progress('evaluating', done, len(reviews))
       computed.append(forward(params, devices.shard(inputs(batch))))

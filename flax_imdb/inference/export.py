@@ -17,7 +17,7 @@ from flax_imdb.data.batches import shapes
 from flax_imdb.data.reading import Reading
 from flax_imdb.data.tokenizer import PADDING_ID, unescapes
 from flax_imdb.errors import UserError
-from flax_imdb.inference import model_card
+from flax_imdb.inference import evaluate, model_card
 from flax_imdb.model import classifier, keras_weights
 from flax_imdb.storage import files
 
@@ -43,8 +43,7 @@ def export_stablehlo(workdir: str, which: str | None) -> str:
   """
   restored = run.restore(workdir, which)
   config, folder = restored.config, files.as_path(workdir) / 'export'
-  rows = (devices.fill_up(config.global_batch_size)
-          // jax.local_device_count())
+  rows = evaluate.batch_size(config) // jax.local_device_count()
   reading = Reading.of(config.data)
   about = {'labels': restored.labels,
            **({'threshold': 0.0} if len(restored.labels) == 2 else {}),

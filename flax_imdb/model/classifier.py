@@ -19,8 +19,8 @@ import numpy as np
 from flax_imdb.data import classes
 from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
 from flax_imdb.errors import UserError
-from flax_imdb.model import forms, word_head
-from flax_imdb.model.recurrent import RecurrentLayer
+from flax_imdb.model import forms, loop, word_head
+from flax_imdb.model.recurrent import RecurrentLayer, Summary
 
 # Numbers in float32, so 1 GiB and 8 GiB, for a config.json may be a stranger's;
 # configs/default.py has 7 million parameters, and 6 million states in a batch.
@@ -66,6 +66,9 @@ class SentimentClassifier(nn.Module):
   dtype: str
   objective: str
   recurrence: str = 'scan'  # a form of `forms.py`
+  # Of the layer that is pooled. What is only predicted needs none of them: its
+  # memory does not grow with T * S * H.
+  keep_states: bool = True
 
   @property
   def directions(self) -> tuple[str, ...]:
@@ -126,16 +129,19 @@ class SentimentClassifier(nn.Module):
         log_odds = jnp.where(keep, log_odds, 0)
       x_TSE = jnp.concatenate([x_TSE, jnp.swapaxes(log_odds, 0, 1)], axis=-1)
 
-    for layer in range(self.layers):
-      states = self._read(layer, x_TSE, lengths)
-      x_TSE = jnp.concatenate([h_TSH for h_TSH, _ in states], axis=-1)
+    read_S = lengths if self.mask_padding else jnp.full_like(
+        lengths, ids.shape[1])
+    for layer in range(self.layers - 1):
+      x_TSE = self._states(layer, x_TSE, read_S)
     if self.objective == 'language_model':
+      x_TSE = self._states(self.layers - 1, x_TSE, read_S)
       assert negatives is not None
       return word_head.WordHead(self.directions, name='words')(
           _dropout(x_TSE, review_S, 2, self.pooled_dropout),
           word_head.targets(words, lengths, self.directions), negatives,
           embed.embedding)
-    pooled_BF = self._pool(states, lengths, segments)
+    pooled_BF = self._pool(
+        self._summaries(self.layers - 1, x_TSE, read_S), read_S, segments)
     pooled_BF = _dropout(pooled_BF, dropout_keys_B, 2, self.pooled_dropout)
 
     # In float32: bfloat16 would round logits to 8 bits, and save nothing here.
@@ -153,37 +159,50 @@ class SentimentClassifier(nn.Module):
           1 + self.linear_weight)
     return logits
 
-  def _read(self, layer: int, x_TSE: jax.Array,
-            lengths_S: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """What `RecurrentLayer` returns, a direction each, in the model's form."""
+  def _states(self, layer: int, x_TSE: jax.Array,
+              lengths_S: jax.Array) -> jax.Array:
+    """The states of a layer, of all directions side by side."""
+    return jnp.concatenate([h_TSH for h_TSH, _ in self._read(
+        layer, x_TSE, lengths_S, keep_states=True)], axis=-1)
+
+  def _summaries(self, layer: int, x_TSE: jax.Array, lengths_S: jax.Array
+                 ) -> list[tuple[Summary, jax.Array]]:
+    """Of the states of a layer, and the last of these, a direction each."""
+    return [(h if isinstance(h, Summary) else Summary.of_states(h, lengths_S),
+             last) for h, last in self._read(
+                 layer, x_TSE, lengths_S, self.keep_states)]
+
+  def _read(self, layer: int, x_TSE: jax.Array, lengths_S: jax.Array,
+            keep_states: bool) -> list[tuple[Any, jax.Array]]:
+    """What `RecurrentLayer` returns, a direction each, in the model's form.
+
+    Some forms have all states, whether they are asked for or not.
+    """
     names = [f'{direction}_{layer}' for direction in self.directions]
     reverse = [direction == 'backward' for direction in self.directions]
     dtype = jnp.dtype(self.dtype)
     if self.recurrence == 'scan' or self.is_initializing():
       return [RecurrentLayer(
           self.cell, self.width, dtype, self.mask_padding, reverse=backward,
-          remat=self.remat, name=name)(x_TSE, lengths_S)
+          remat=self.remat, keep_states=keep_states, name=name)(
+              x_TSE, lengths_S)
               for name, backward in zip(names, reverse, strict=True)]
-    if not self.mask_padding:
-      lengths_S = jnp.full_like(lengths_S, x_TSE.shape[0])
     params = self.variables['params']
+    weights = [params[name]['steps']['cell'] for name in names]
+    if self.recurrence == 'loop' and not keep_states:
+      return list(loop.summaries(self.cell, weights, x_TSE, lengths_S,
+                                 reverse=reverse, dtype=dtype))
     states = forms.recurrence(
-        self.recurrence, self.cell,
-        [params[name]['steps']['cell'] for name in names], x_TSE, lengths_S,
-        reverse=reverse, dtype=dtype, remat=self.remat)
+        self.recurrence, self.cell, weights, x_TSE, lengths_S, reverse=reverse,
+        dtype=dtype, remat=self.remat)
     # Past a review's end its last state repeats.
     return [(h_TSH, h_TSH[0 if backward else -1])
             for h_TSH, backward in zip(states, reverse, strict=True)]
 
-  def _pool(self, states: list[tuple[jax.Array, jax.Array]],
+  def _pool(self, summaries: list[tuple[Summary, jax.Array]],
             lengths_S: jax.Array,
             segments_BK: jax.Array | None = None) -> jax.Array:
-    """Sums up what `RecurrentLayer` returned a direction, as [B, features]."""
-    length = states[0][0].shape[0]
-    if not self.mask_padding:
-      lengths_S = jnp.full_like(lengths_S, length)
-    inside_TS1 = (jnp.arange(length)[:, None] < lengths_S)[..., None]
-
+    """Joins what pooling asks for of each direction, as [B, features]."""
     def of_reviews(x_S, fill):  # [S, ...] -> [B, K, ...]
       return x_S.at[segments_BK].get(mode='fill', fill_value=fill)
     tokens_B = lengths_S
@@ -191,7 +210,7 @@ class SentimentClassifier(nn.Module):
       tokens_B = jnp.maximum(of_reviews(lengths_S, 0).sum(axis=1), 1)
     pooled = []
     for kind in self.pooling.split('+'):
-      for h_TSH, last in states:
+      for summary, last in summaries:
         if kind == 'last':
           if segments_BK is not None:  # that of the last segment
             number = jnp.sum(segments_BK < lengths_S.shape[0], axis=1)
@@ -199,14 +218,14 @@ class SentimentClassifier(nn.Module):
                 segments_BK, jnp.maximum(number - 1, 0)[:, None], axis=1)[:, 0]]
           pooled.append(last)
         elif kind == 'mean':
-          total = jnp.sum(h_TSH, axis=0, where=inside_TS1)
+          total = summary.total
           if segments_BK is not None:
             total = of_reviews(total, 0).sum(axis=1)
           # XLA makes a division into this product, or does not, by what is
           # around it: an export would round otherwise than predict.
           pooled.append(total * (1 / tokens_B)[:, None])
         else:
-          most = jnp.max(h_TSH, axis=0, where=inside_TS1, initial=-1)
+          most = summary.most
           if segments_BK is not None:
             most = of_reviews(most, -1).max(axis=1)
           pooled.append(most)
@@ -285,14 +304,16 @@ def build_model(
         'hidden_dim')
   of_direction = model.width + word_head.NEGATIVES * (
       model.objective == 'language_model')
-  states = config.global_batch_size * config.data.max_length * (
+  rows = max(config.global_batch_size, config.eval_batch_size)
+  states = rows * config.data.max_length * (
       model.embedding_dim + model.log_odds_features
       + len(model.directions) * of_direction) * model.members
   if states > _MOST_STATES:
     raise UserError(
         f'a batch of this config takes {states:,} numbers, more than '
         f'{_MOST_STATES:,}: lower config.global_batch_size, '
-        'config.data.max_length, config.model.embedding_dim, width or members')
+        'config.eval_batch_size, config.data.max_length, '
+        'config.model.embedding_dim, width or members')
   return model
 
 
@@ -335,10 +356,11 @@ def predict(model: SentimentClassifier, params: Params,
             inputs: dict[str, Any]) -> jax.Array:
   """Computes float32 logits, the mean of those of the members.
 
-  `inputs` are those of `SentimentClassifier`, by name.
+  `inputs` are those of `SentimentClassifier`, by name. There is no gradient.
   """
+  pooling = model.clone(keep_states=False)
   def logits(params: Params) -> Any:
-    return model.apply({'params': params}, **inputs)
+    return pooling.apply({'params': params}, **inputs)
   found = each_member(model, logits)(params)
   return found if model.members == 1 else found.mean(axis=0)
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_imdb.model.recurrent import CELLS, Carry
+from flax_imdb.model.recurrent import CELLS, Carry, Summary
 
 Weights = dict[str, jax.Array]
 
@@ -30,6 +30,27 @@ def recurrence(cell: str, weights: Sequence[Weights], x_TBE: jax.Array,
           for w, backward in zip(weights, reverse, strict=True)]
 
 
+def summaries(cell: str, weights: Sequence[Weights], x_TBE: jax.Array,
+              lengths_B: jax.Array, *, reverse: Sequence[bool],
+              dtype: Any = jnp.float32) -> list[tuple[Summary, jax.Array]]:
+  """What `RecurrentLayer`s that keep no states return; without a gradient."""
+  steps = lengths_B.max()
+
+  def of_direction(w: Weights, backward: bool) -> tuple[Summary, jax.Array]:
+    def step(i, loop):
+      (carry, summary), t = loop, steps - 1 - i if backward else i
+      carry = _step(cell, dtype, w, carry, _at(x_TBE, t), t < lengths_B)
+      return carry, summary.then(carry[-1], (t < lengths_B)[:, None])
+
+    start = _start(cell, w, x_TBE)
+    carry, summary = jax.lax.fori_loop(
+        0, steps, step, (start, Summary.of_none(start[-1])))
+    return summary, carry[-1]
+
+  return [of_direction(w, backward)
+          for w, backward in zip(weights, reverse, strict=True)]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _layer(cell: str, reverse: bool, dtype: Any, w: Weights, x_TBE: jax.Array,
            lengths_B: jax.Array) -> jax.Array:
@@ -39,10 +60,8 @@ def _layer(cell: str, reverse: bool, dtype: Any, w: Weights, x_TBE: jax.Array,
 
 def _forward(cell, reverse, dtype, w, x_TBE, lengths_B):
   """The states, and what `_backward` needs: the carries, [T + 1, B, H] each."""
-  length, rows, _ = x_TBE.shape
-  steps = lengths_B.max()
-  start = CELLS[cell](
-      w['recurrent_kernel'].shape[0], parent=None).start(rows)
+  length, steps = x_TBE.shape[0], lengths_B.max()
+  start = _start(cell, w, x_TBE)
 
   def step(i, loop):
     carry, kept = loop
@@ -84,6 +103,11 @@ def _backward(cell, reverse, dtype, saved, d_TBH):
 
 
 _layer.defvjp(_forward, _backward)
+
+
+def _start(cell: str, w: Weights, x_TBE: jax.Array) -> Carry:
+  return CELLS[cell](
+      w['recurrent_kernel'].shape[0], parent=None).start(x_TBE.shape[1])
 
 
 def _step(cell: str, dtype: Any, w: Weights, carry: Carry, x_BE: jax.Array,

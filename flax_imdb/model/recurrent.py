@@ -3,7 +3,7 @@
 Shapes: T time steps, B reviews, E input features, H = width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -84,6 +84,30 @@ class SimpleRNNCell(nn.Module):
     return jnp.zeros((batch_size, self.width)),
 
 
+class Summary(NamedTuple):
+  """What pooling needs of the states of a review's words, float32 [B, H]."""
+  most: jax.Array  # their maximum, -1 of none
+  total: jax.Array  # their sum
+
+  @classmethod
+  def of_none(cls, start_BH: jax.Array) -> 'Summary':
+    """That before the first step, as large as a state."""
+    return cls(jnp.full_like(start_BH, -1), jnp.zeros_like(start_BH))
+
+  @classmethod
+  def of_states(cls, h_TBH: jax.Array, lengths_B: jax.Array) -> 'Summary':
+    """That of states which are all there."""
+    inside_TB1 = (jnp.arange(len(h_TBH))[:, None] < lengths_B)[..., None]
+    return cls(jnp.max(h_TBH, axis=0, where=inside_TB1, initial=-1),
+               jnp.sum(h_TBH, axis=0, where=inside_TB1))
+
+  def then(self, h_BH: jax.Array, inside_B1: jax.Array) -> 'Summary':
+    """That after one more state, where it is of a word."""
+    return Summary(
+        jnp.where(inside_B1, jnp.maximum(self.most, h_BH), self.most),
+        jnp.where(inside_B1, self.total + h_BH, self.total))
+
+
 CELLS: dict[str, Any] = {'lstm': LSTMCell, 'simple_rnn': SimpleRNNCell}
 
 
@@ -95,18 +119,21 @@ class _Step(nn.Module):
   mask_padding: bool
 
   @nn.compact
-  def __call__(self, carry: Carry, inputs: tuple[jax.Array, jax.Array],
-               lengths_B: jax.Array) -> tuple[Carry, jax.Array]:
-    t, x_BE = inputs
+  def __call__(self, loop: tuple[Carry, Summary | None],
+               inputs: tuple[jax.Array, jax.Array], lengths_B: jax.Array
+               ) -> tuple[tuple[Carry, Summary | None], jax.Array | None]:
+    (carry, summary), (t, x_BE) = loop, inputs
     new = CELLS[self.cell](self.width, self.dtype, name='cell')(carry, x_BE)
+    inside_B1 = (t < lengths_B)[:, None]
     if self.mask_padding:
-      inside_B1 = (t < lengths_B)[:, None]
       new = tuple(jnp.where(inside_B1, n, o) for n, o in
                   zip(new, carry, strict=True))
     # Adds nothing, unless `report` asks for the gradient at these places.
     new = tuple(self.perturb(name, x)
                 for name, x in zip('ch'[-len(new):], new, strict=True))
-    return new, new[-1]
+    if summary is None:
+      return (new, None), new[-1]
+    return (new, summary.then(new[-1], inside_B1)), None
 
 
 class RecurrentLayer(nn.Module):
@@ -121,15 +148,16 @@ class RecurrentLayer(nn.Module):
   # Compute the gates again in the backward pass rather than store them: on a
   # CPU twice as fast, for it writes a tenth of the memory.
   remat: bool = True
+  keep_states: bool = True  # of all steps; else what pooling needs of them
 
   @nn.compact
-  def __call__(self, x_TBE: jax.Array,
-               lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x_TBE: jax.Array, lengths_B: jax.Array
+               ) -> tuple[jax.Array | Summary, jax.Array]:
     """Reads float32 [T, B, E] inputs, int32 [B] valid steps of each, 1 to T.
 
     Returns float32 [T, B, H] hidden states, where past a review's end its state
-    repeats, and [B, H] that after the last word read. Who needs only the latter
-    spares the loop from writing the former.
+    repeats, or their `Summary`; and [B, H] that after the last word read. Who
+    needs only the latter spares the loop from writing the former.
     """
     length, batch_size, _ = x_TBE.shape
     # prevent_cse only guards code outside of loops; in a scan it costs time.
@@ -141,8 +169,10 @@ class RecurrentLayer(nn.Module):
     carry = CELLS[self.cell](self.width, parent=None).start(batch_size)
     steps = scan(self.cell, self.width, self.dtype, self.mask_padding,
                  name='steps')
-    carry, h_TBH = steps(carry, (jnp.arange(length), x_TBE), lengths_B)
-    return h_TBH, carry[-1]
+    summary = None if self.keep_states else Summary.of_none(carry[-1])
+    (carry, summary), h_TBH = steps(
+        (carry, summary), (jnp.arange(length), x_TBE), lengths_B)
+    return h_TBH if summary is None else summary, carry[-1]
 
 
 def _forget_one(key: jax.Array, shape: tuple[int], dtype: Any = jnp.float32):

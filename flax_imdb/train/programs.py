@@ -12,6 +12,7 @@ from flax_imdb import environment
 from flax_imdb.cluster import devices, processes
 from flax_imdb.cluster.preemption import Stop
 from flax_imdb.data.batches import eval_sizes, shapes
+from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.train.step import TrainState
 from flax_imdb.train.task import Task
@@ -78,7 +79,9 @@ def _programs(task: Task, state: TrainState, steps: range,
   for step in task.batches.first_of_each_shape(steps):
     yield task.train_step, state, stop.with_vote(
         devices.shard(task.batches(step)))
-  size, own = config.global_batch_size, len(range(share.devices)[share.own])
+  own = len(range(share.devices)[share.own])
+  size = (config.global_batch_size if config.objective == 'language_model'
+          else evaluate.batch_size(config))
   for ids in sorted(set().union(*(
       eval_sizes(split, size, task.batches.reading, share)
       for split in task.splits.values()))):

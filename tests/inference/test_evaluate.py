@@ -61,6 +61,19 @@ def test_the_batch_size_changes_no_logit(alone, batch_size):
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.parametrize('own, rows', [(0, 8), (2, 2), (7, 8), (64, 64)])
+def test_evaluation_has_a_batch_size_of_its_own(alone, own, rows):
+  reviews, want = alone
+  config, model, params = tiny_model(eval_batch_size=own)
+  forward, seen = evaluate.make_forward(model), set()
+  def noting(params, batch):
+    seen.add(batch['lengths'].size)
+    return forward(params, batch)
+  logits = evaluate.make_logits(config, noting, NONE.annotate)
+  np.testing.assert_allclose(logits(params, reviews), want, atol=1e-6)
+  assert seen == {rows}  # on two devices
+
+
 def test_a_model_that_reads_padding_gets_always_the_same(alone):
   reviews, _ = alone
   config, model, params = tiny_model(**{

@@ -132,6 +132,7 @@ sys.modules''')
 def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   config = load_config('configs/quickstart.py')
   config.data.max_length, config.data.bucket_width = 40, 16
+  config.eval_batch_size = 0  # several calls
   config.update_from_flattened_dict(fields)
   check_fields(config)
   model = classifier.build_model(config)

@@ -11,6 +11,7 @@ from support.models import drawn_params
 from flax_imdb.config import load_config
 from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
 from flax_imdb.model import classifier
+from flax_imdb.model.recurrent import Summary
 
 LENGTHS = np.array([40, 3, 1, 17], np.int32)
 WIDE = 500  # wherever there is padding: a width more is a program more
@@ -118,9 +119,42 @@ def test_pooling_equals_numpy(pooling):
           'last': [h[0 if i else -1, b] for b in range(4)],
           'mean': [row.mean(0) for row in rows],
           'max': [row.max(0) for row in rows]}[kind]))
-  got = model._pool([(jnp.asarray(h), jnp.asarray(h[0 if i else -1]))
-                     for i, h in enumerate(states)], jnp.asarray(LENGTHS))
+  got = model._pool([
+      (Summary.of_states(h, LENGTHS), h[0 if i else -1])
+      for i, h in enumerate(jnp.asarray(states))], jnp.asarray(LENGTHS))
   np.testing.assert_allclose(got, np.concatenate(want, axis=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize('fields', [
+    {}, {'cell': 'simple_rnn', 'layers': 2},
+    {'mask_padding': False, 'dtype': 'bfloat16'}], ids=str)
+def test_what_is_predicted_is_pooled_without_the_states(fields):
+  model, params, logits = _build(pooling='last+mean+max', **fields)
+  params['logit']['kernel'] *= 20
+  want = logits(params, _ids(64), LENGTHS)
+  inputs = {'ids': _ids(64), 'lengths': LENGTHS}
+  got, looped = (jax.jit(functools.partial(
+      classifier.predict, model.clone(recurrence=form)))(params, inputs)
+                 for form in ('scan', 'loop'))
+  np.testing.assert_allclose(got, want, atol=2e-6)
+  np.testing.assert_array_equal(looped, got)
+  assert np.ptp(want) > 1e-2
+
+
+@pytest.mark.parametrize('form', ['scan', 'loop'])
+def test_the_memory_to_predict_does_not_grow_with_the_states(form):
+  def scratch(predict, width):
+    model, params, _ = _build(pooling='mean', width=width, bidirectional=True)
+    inputs = {'ids': _ids(WIDE), 'lengths': LENGTHS}
+    return jax.jit(functools.partial(
+        predict, model.clone(recurrence=form))).lower(
+            params, inputs).compile().memory_analysis().temp_size_in_bytes
+  def keeping(model, params, inputs):
+    return model.apply({'params': params}, **inputs)
+  more = WIDE * 4 * 12 * 4  # bytes, of 4 reviews with 12 units more a step
+  assert scratch(keeping, 16) - scratch(keeping, 4) > more
+  assert scratch(classifier.predict, 16) - scratch(
+      classifier.predict, 4) < more / 4
 
 
 @functools.cache
