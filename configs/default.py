@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
   # A large one lasts for several epochs, after each of which it is validated.
   config.max_steps_per_epoch = 0  # steps, before a pass is over; 0 = no limit
   config.global_batch_size = 64  # reviews a step, over all devices
-  # Larger than to train, for no states are kept. One review alone waits for as
-  # many places.
+  # To evaluate and predict: no states are kept, so it may be larger. A review
+  # alone takes as long as so many do.
   config.eval_batch_size = 256  # reviews at once; 0 = global_batch_size
   config.show_examples = 0  # short test reviews to print with their predictions
   config.init_from = ''  # begin with a run directory's or Keras file's weights

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
   config.objective = 'language_model'  # the next word, and the one before
   config.num_epochs = 2  # passes over 72,500 reviews
   config.global_batch_size = 64  # reviews a step
+  config.eval_batch_size = 0  # as many: the states of all words are kept
   config.adam_epsilon = 1e-8  # added to the root in Adam's denominator
   config.warmup_epochs = 0.1  # linear rise from 0, in epochs
   config.data.unlabelled_split = 'unsupervised'  # 50,000 reviews more

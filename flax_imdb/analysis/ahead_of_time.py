@@ -99,14 +99,14 @@ def compile_for(config: ConfigDict, topology: str,
   class_count = len(sources.class_names(config.data))
   classifier.for_device(
       config, classifier.build_model(config, class_count), devices[0], announce)
-  for name in ('train', 'evaluate'):
-    rows = size // n if name == 'train' else -(
-        -(config.eval_batch_size or size) // n)
+  for name, field in (
+      ('train', 'global_batch_size'), ('evaluate', 'eval_batch_size')):
+    rows = -(-(config[field] or size) // n)
     program = compile_program(
         config, devices, rows, name == 'train', class_count)
     if not program:
-      raise UserError(f'config.global_batch_size={size} does not fit into '
-                      f'{topology}: use a smaller one')
+      raise UserError(f'config.{field}={config[field] or size} does not fit '
+                      f'into {topology}: use a smaller one')
     announce(f'{name}: {rows} reviews a device, '
              f'{config.data.max_length} tokens each, {_program_text(program)}')
     if name == 'train':

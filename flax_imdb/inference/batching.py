@@ -127,7 +127,7 @@ def _take(waiting: collections.deque[_Waiting], most: int) -> list[_Waiting]:
 
 def _sized(config: ConfigDict, size: int) -> ConfigDict:
   config = config.copy_and_resolve_references()
-  config.global_batch_size = size
+  config.eval_batch_size = size
   return config
 
 

@@ -48,7 +48,7 @@ def forward_of(restored: run.Run) -> Callable:
 
 
 def batch_size(config: ConfigDict) -> int:
-  """Reviews at once, which the devices of all processes share evenly."""
+  """Reviews at once, over all devices, which share them evenly."""
   return devices.fill_up(config.eval_batch_size or config.global_batch_size)
 
 

@@ -166,13 +166,13 @@ class RecurrentLayer(nn.Module):
         step, variable_broadcast='params', variable_axes={'perturbations': 0},
         split_rngs={'params': False},
         in_axes=(0, nn.broadcast), out_axes=0, reverse=self.reverse)
-    carry = CELLS[self.cell](self.width, parent=None).start(batch_size)
+    start = CELLS[self.cell](self.width, parent=None).start(batch_size)
+    none = None if self.keep_states else Summary.of_none(start[-1])
     steps = scan(self.cell, self.width, self.dtype, self.mask_padding,
                  name='steps')
-    summary = None if self.keep_states else Summary.of_none(carry[-1])
     (carry, summary), h_TBH = steps(
-        (carry, summary), (jnp.arange(length), x_TBE), lengths_B)
-    return h_TBH if summary is None else summary, carry[-1]
+        (start, none), (jnp.arange(length), x_TBE), lengths_B)
+    return h_TBH if self.keep_states else summary, carry[-1]
 
 
 def _forget_one(key: jax.Array, shape: tuple[int], dtype: Any = jnp.float32):

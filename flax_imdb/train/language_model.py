@@ -19,6 +19,7 @@ from flax_imdb.data.batches import eval_batches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.data.tokenizer import START_ID
+from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier, word_head
 from flax_imdb.model.classifier import Params
 from flax_imdb.terminal import ShowProgress, show_nothing
@@ -107,7 +108,7 @@ def make_sums(
   each batch.
   """
   reading = Reading.of(config.data)
-  batch_size = devices.fill_up(config.global_batch_size)
+  batch_size = evaluate.batch_size(config)
 
   def sums(params: Any, reviews: Reviews) -> np.ndarray:
     computed: list[Any] = []

@@ -80,8 +80,7 @@ def _programs(task: Task, state: TrainState, steps: range,
     yield task.train_step, state, stop.with_vote(
         devices.shard(task.batches(step)))
   own = len(range(share.devices)[share.own])
-  size = (config.global_batch_size if config.objective == 'language_model'
-          else evaluate.batch_size(config))
+  size = evaluate.batch_size(config)
   for ids in sorted(set().union(*(
       eval_sizes(split, size, task.batches.reading, share)
       for split in task.splits.values()))):
