@@ -121,7 +121,7 @@ class _Step(nn.Module):
   @nn.compact
   def __call__(self, loop: tuple[Carry, Summary | None],
                inputs: tuple[jax.Array, jax.Array], lengths_B: jax.Array
-               ) -> tuple[tuple[Carry, Summary | None], jax.Array | None]:
+               ) -> tuple[tuple[Carry, Summary | None], Any]:
     (carry, summary), (t, x_BE) = loop, inputs
     new = CELLS[self.cell](self.width, self.dtype, name='cell')(carry, x_BE)
     inside_B1 = (t < lengths_B)[:, None]
@@ -172,7 +172,7 @@ class RecurrentLayer(nn.Module):
                  name='steps')
     (carry, summary), h_TBH = steps(
         (start, none), (jnp.arange(length), x_TBE), lengths_B)
-    return h_TBH if self.keep_states else summary, carry[-1]
+    return h_TBH if summary is None else summary, carry[-1]
 
 
 def _forget_one(key: jax.Array, shape: tuple[int], dtype: Any = jnp.float32):

@@ -75,6 +75,19 @@ def _traces():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_a_text_alone_is_computed_alone(found, monkeypatch):
+  forward, rows = evaluate.forward_of(found), []
+  def noting(params, batch):
+    count, each, *_ = batch.get('segments', batch['ids']).shape
+    rows.append(count * each)
+    return forward(params, batch)
+  monkeypatch.setattr(evaluate, 'forward_of', lambda found: noting)
+  batcher = batching.Batcher(found, lambda size: None)
+  future, = batcher.ask(['good'])
+  batcher.work(1)
+  assert future.result() and rows == [jax.local_device_count()]
+
+
 def test_what_came_together_is_one_batch_and_equals_predict(found, batcher):
   batcher, sizes = batcher
   futures = [future for text in TEXTS for future in batcher.ask([text])]

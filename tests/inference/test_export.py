@@ -90,6 +90,7 @@ def test_the_example_answers_as_predict_does_without_this_package(exported):
   assert about['unescape'] is True
   fitted = json.loads((folder.parent / 'calibration.json').read_text())
   assert about['temperature'] == fitted['temperature'] != 1
+  assert about['rows'] == 24 // jax.local_device_count()  # those of predict
   assert sorted(p.name for p in folder.iterdir()) == [
       'MODEL_CARD.md', 'model.json', 'model.stablehlo', 'tokenizer.json']
   assert _serve(folder, TEXTS, sys.executable, '-W', 'error', '-c',
@@ -132,14 +133,14 @@ sys.modules''')
 def test_every_kind_of_model_answers_the_same_bits(fields, tmp_path):
   config = load_config('configs/quickstart.py')
   config.data.max_length, config.data.bucket_width = 40, 16
-  config.eval_batch_size = 0  # several calls
+  config.eval_batch_size = 32  # several calls
   config.update_from_flattened_dict(fields)
   check_fields(config)
   model = classifier.build_model(config)
   params = drawn_params(model, seed=1)
   params['embed']['embedding'] *= 20  # so that logits differ visibly
   tokenizer = fit_tokenizer(TEXTS, config.data.vocab_size)
-  rows = config.global_batch_size // jax.local_device_count()
+  rows = config.eval_batch_size // jax.local_device_count()
   (tmp_path / 'model.stablehlo').write_bytes(
       export.program(config, model, jax.device_get(params)))
   (tmp_path / 'tokenizer.json').write_text(
