@@ -23,7 +23,7 @@ from flax_imdb.model import forms, loop, word_head
 from flax_imdb.model.recurrent import RecurrentLayer, Summary
 
 # Numbers in float32, so 1 GiB and 8 GiB, for a config.json may be a stranger's;
-# configs/default.py has 7 million parameters, and 6 million states in a batch.
+# configs/default.py has 7 million parameters, and 25 million in a batch.
 MOST_PARAMETERS = 1 << 28
 _MOST_STATES = 1 << 31
 
