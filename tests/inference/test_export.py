@@ -90,7 +90,7 @@ def test_the_example_answers_as_predict_does_without_this_package(exported):
   assert about['unescape'] is True
   fitted = json.loads((folder.parent / 'calibration.json').read_text())
   assert about['temperature'] == fitted['temperature'] != 1
-  assert about['rows'] == 24 // jax.local_device_count()  # those of predict
+  assert about['rows'] == 12 // jax.local_device_count()  # those of predict
   assert sorted(p.name for p in folder.iterdir()) == [
       'MODEL_CARD.md', 'model.json', 'model.stablehlo', 'tokenizer.json']
   assert _serve(folder, TEXTS, sys.executable, '-W', 'error', '-c',

@@ -30,7 +30,7 @@ TINY = (
     '--config.data.bucket_width=20',
     '--config.model.embedding_dim=8',
     '--config.model.width=8',
-    '--config.eval_batch_size=24',
+    '--config.eval_batch_size=12',
 )
 
 # The same with all that can be read: segments, pairs, log-odds, a linear model,

@@ -125,7 +125,7 @@ def test_a_resumed_run_remembers_its_patience_and_its_time(
   assert ('best: epoch 1, validation loss 0.5000  0 of 3 epochs of patience '
           'left') in lines
   assert any(line.startswith('step 28 of 63  ') for line in lines)
-  assert lines[-1].startswith('recurrence: scan on cpu, as config.model')
+  assert lines[-1].startswith('recurrence: loop on cpu, as config.model')
   assert summary['step'] == 28 and summary['best_step'] == 7
   assert summary['seconds'] == 4000
   assert [x['step'] for x in _lines(tmp_path)] == [7, 14, 21, 28]
