@@ -108,7 +108,7 @@ class Torch(peers_systems.Torch):
       raise UserError(f'this PyTorch does not run on {device.device_kind}')
     super().__init__(device='cuda' if self._cuda else 'cpu')
     weights = jax.tree.map(np.array, in_keras_order(state.params))  # writable
-    self.build(config.to_dict(), 'accuracy', weights, 1)
+    self.build(config.to_dict(), 'bucketed 64', weights, 1)
     self._optimizer.param_groups[0]['eps'] = config.adam_epsilon
 
   def wait(self) -> float:
@@ -118,7 +118,8 @@ class Torch(peers_systems.Torch):
 
   def logits(self, batch: Batch) -> np.ndarray:
     with self._torch.inference_mode():
-      return self._logits(self._model, batch, False).cpu().numpy()
+      return self._forward(
+          self._model, *self._arguments(batch), False).cpu().numpy()
 
   def peak_mib(self, batch: Batch) -> float | None:
     if not self._cuda:
@@ -135,7 +136,7 @@ class Keras(peers_systems.Keras):
   def __init__(self, form: str, config: ConfigDict, device: jax.Device,
                state: TrainState):
     super().__init__('jax')
-    self.build(config.to_dict(), 'accuracy', in_keras_order(state.params), 1)
+    self.build(config.to_dict(), 'bucketed 64', in_keras_order(state.params), 1)
     self._model.optimizer.epsilon = config.adam_epsilon
 
   def step(self, batch: Batch) -> None:

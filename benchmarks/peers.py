@@ -3,6 +3,8 @@
   pip install -e '.[bench]'
   TFDS_DATA_DIR=... python benchmarks/peers.py
   python benchmarks/peers.py --only=step,epoch --rounds=12 --json=FILE
+  python benchmarks/peers.py --json=FILE --picture=FILE
+  python benchmarks/peers.py --check
 
 prints a table for each of these; a peer that is not installed is left out:
 
@@ -13,36 +15,42 @@ prints a table for each of these; a peer that is not installed is left out:
   time_to_accuracy  start to an accuracy on validation, configs/words.py
   memory            peak resident memory of a fresh process after some steps
 
-Each system lives in a process of its own (peers_worker.py), warmed up, and
-sleeps until it is its turn; a round asks each once, and each round begins with
-another. The ratio is the median over the rounds of peer's time / our time in
-that round, so that a machine that is slow for a while is slow for both.
+Each peer gets the best way it has, and so it gets several; a row is a way, and
+says what was given. Keras has train_on_batch, compiled: on JAX as it is, with
+our flags of XLA, and DataParallel over a CPU device a core with those flags; on
+TensorFlow the graph that jit_compile='auto' chooses, and XLA. PyTorch is its
+fused nn.LSTM, time first, with a thread a core and with one (its threads spin
+while they wait for each other, which costs where another process wants a
+core), under torch.compile, which leaves nn.LSTM as it is, with its optimizer's
+fused or foreach form, and in inference mode. About padding a peer masks 500
+tokens, gets batches in steps of some tokens, as wide as their longest review,
+or packed. The fastest row of a peer is the peer.
 
-All read the same IMDB batches and begin with the same weights in float32; the
-loss of the first step, or of all reviews evaluated, must agree to a relative
-1e-4, or the program says which does not and exits with 1. After that losses
-part where libraries do: PyTorch's RMSprop has epsilon beside the root, which
-Keras and we have in it.
+A system with what it is given lives in a process of its own (peers_worker.py),
+warmed up, and sleeps until it is its turn; a round asks each once, and each
+round begins with another. The ratio is the median over the rounds of peer's
+time / our time in that round, so that a machine that is slow for a while is
+slow for both. A quarter and three quarters of the rounds' ratios stand beside
+it. The load average is printed first and last; a run beside other work says
+little about anyone.
 
-Each peer does what is ordinary and fast there: Keras train_on_batch, compiled
-(jit_compile='auto', which on TensorFlow is a graph without XLA); PyTorch its
-eager nn.LSTM, time first. About padding each peer has two ways, and the faster
-is the peer: Keras mask_zero on batches of 500 or on our bucketed batches;
-PyTorch packed sequences or the state at the last word of bucketed batches.
-PyTorch also runs with one thread ("/1"), and again the faster is the peer: its
-default threads spin while they wait for each other, and a step then takes up to
-a hundred times as long wherever another process wants a core. The load average
-is printed first and last; a run beside other work says little about anyone.
+All read the same IMDB reviews, batch by batch, and begin with the same weights
+in float32; the loss of the first step, or of all reviews evaluated, must agree
+to a relative 1e-4, or the program says which does not and exits with 1 before
+it prints a time; --check ends after these comparisons. After that losses part
+where libraries do: PyTorch's RMSprop has epsilon beside the root, which Keras
+and we have in it.
 
 An epoch is measured on --epoch_steps of its batches, every k-th of those sorted
-by width, and scaled to all steps. Startup is ours with all that a run does,
-of peers building the model, loading the batch and a step. The clock of
-time_to_accuracy starts with the process, with empty caches, and stands still
-while accuracy is measured, every quarter epoch; this table is not interleaved.
+by their longest review, and scaled to all steps. Startup is ours with all that
+a run does, of peers building the model, loading the batch and a step. The clock
+of time_to_accuracy starts with the process, with empty caches, and never stands
+still: compiling and the evaluations, one each quarter epoch, are in it.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import pathlib
 import statistics
@@ -50,170 +58,209 @@ import tempfile
 import time
 from typing import Any
 
-from peers_process import OURS, Worker, fail, first_step, installed, print_load
+from peers_process import (
+  OURS,
+  Way,
+  Worker,
+  fail,
+  first_step,
+  installed,
+  load,
+  machine,
+)
 
-TABLES = ('step', 'epoch', 'startup', 'evaluate', 'time_to_accuracy', 'memory')
 TARGETS = (0.78, 0.87)
 TOLERANCE = 1e-4  # relative, of a loss
 SETTLE = 0.05  # seconds; idle threads spin for a moment before they sleep
 
-# How padding is dealt with, and after a slash PyTorch's threads if not default.
-_KERAS = ('padded', 'bucketed')
+# The ways of each table, of which the first is ours.
 WAYS = {
-    'step': {'torch': ('plain', 'plain/1')},
-    'epoch': {OURS: ('bucketed',), 'keras_jax': _KERAS,
-              'keras_tensorflow': _KERAS,
-              'torch': ('padded', 'bucketed', 'bucketed/1')},
-    'evaluate': {OURS: ('bucketed',), 'keras_jax': _KERAS,
-                 'keras_tensorflow': _KERAS,
-                 'torch': ('bucketed', 'bucketed/1')},
-    'startup': {'torch': ('plain', 'plain/1')},
-    'time_to_accuracy': {'torch': ('accuracy', 'accuracy/1')},
+    'step': [
+        Way(OURS, '', 'plain'), Way(OURS, 'one', 'plain'),
+        Way('keras_jax', '', 'plain'), Way('keras_jax', 'flags', 'plain'),
+        Way('keras_jax', 'parallel', 'plain'),
+        Way('keras_tensorflow', '', 'plain'),
+        Way('keras_tensorflow', 'jit', 'plain'),
+        Way('torch', '', 'plain'), Way('torch', 'one', 'plain'),
+        Way('torch', 'compiled', 'plain')],
+    'epoch': [
+        Way(OURS, '', 'own'), Way(OURS, 'one', 'own'),
+        Way('keras_jax', '', 'padded'), Way('keras_jax', '', 'bucketed 64'),
+        Way('keras_jax', 'parallel', 'bucketed 64'),
+        Way('keras_tensorflow', '', 'padded'),
+        Way('keras_tensorflow', '', 'trimmed'),
+        Way('keras_tensorflow', 'jit', 'bucketed 64'),
+        Way('torch', 'one', 'packed'), Way('torch', '', 'trimmed'),
+        Way('torch', 'one', 'trimmed'), Way('torch', 'compiled', 'trimmed')],
+    'evaluate': [
+        Way(OURS, '', 'own'), Way(OURS, 'one', 'own'),
+        Way('keras_jax', '', 'padded'), *(
+            Way(system, setting, padding, size)
+            for system, setting, padding in (
+                ('keras_jax', '', 'bucketed 64'),
+                ('keras_jax', 'parallel', 'bucketed 64'),
+                ('keras_tensorflow', '', 'trimmed'),
+                ('torch', '', 'trimmed'), ('torch', 'one', 'trimmed'))
+            for size in (128, 256))],
+    'startup': [
+        Way(OURS, '', 'plain'), Way('keras_jax', '', 'plain'),
+        Way('keras_tensorflow', '', 'plain'), Way('torch', '', 'plain'),
+        Way('torch', 'one', 'plain')],
+    'time_to_accuracy': [
+        Way(OURS, '', 'own', 256), Way('keras_jax', '', 'bucketed 128', 256),
+        Way('keras_jax', 'parallel', 'bucketed 128', 256),
+        Way('keras_tensorflow', '', 'trimmed', 256),
+        Way('torch', '', 'trimmed', 256), Way('torch', 'one', 'trimmed', 256)],
+    'memory': [
+        Way(OURS, '', 'plain'), Way('keras_jax', '', 'plain'),
+        Way('keras_tensorflow', '', 'plain'), Way('torch', '', 'plain')],
 }
 
-Seconds = dict[tuple[str, str], list[float]]  # by system and way, a round each
+Seconds = dict[Way, list[float]]  # a round each
 
 
-def check_losses(what: str, losses: dict[tuple[str, str], float]) -> None:
+def check_losses(what: str, losses: dict[Way, float]) -> None:
   """Ends the program if a loss differs from ours."""
-  ours = next(loss for (name, _), loss in losses.items() if name == OURS)
-  for (name, way), loss in losses.items():
+  ours = next(iter(losses.values()))
+  for way, loss in losses.items():
     if not abs(loss - ours) <= TOLERANCE * abs(ours):
-      fail(f'{what}: {name} ({way}) has loss {loss:.7f}, {OURS} {ours:.7f}')
+      fail(f'{what}: {way.system} ({way.given()}) has loss {loss:.7f}, '
+           f'{OURS} {ours:.7f}')
   print(f'\n{what}: losses agree with {ours:.6f}', flush=True)
 
 
-def ways(table: str, names: list[str], default: str = 'plain'
-         ) -> list[tuple[str, str]]:
-  """(system, way) of all that a table measures."""
-  return [(name, way) for name in names
-          for way in WAYS[table].get(name, (default,))]
-
-
-def rotated(pairs: list, by: int) -> list:
+def rotated(ways: list[Way], by: int) -> list[Way]:
   """The same, another first each round."""
-  by %= len(pairs)
-  return pairs[by:] + pairs[:by]
+  by %= len(ways)
+  return ways[by:] + ways[:by]
 
 
-def show(title: str, unit: str, seconds: Seconds, convert, best: str = 'minimum'
-         ) -> dict[str, float]:
-  """Prints a table; returns each system's median, of its faster way.
+def table(title: str, unit: str, seconds: Seconds, convert=lambda s: s,
+          evaluating: bool = False) -> dict[str, Any]:
+  """Prints a table, whose ratios are to its first way; returns it for JSON.
 
   Args:
     title: what was timed.
     unit: of what `convert` returns.
-    seconds: of each round.
+    seconds: of each way and round; inf if it was never reached.
     convert: seconds to what is printed.
-    best: what the shortest time is called.
+    evaluating: whether the size of batches evaluated is told.
   """
-  print(f'{title}, {unit}\n{"":32}{"median":>10}{best:>10}{"ratio":>9}')
-  medians: dict[str, float] = {}
-  ours = next(times for (name, _), times in seconds.items() if name == OURS)
-  for (name, way), times in seconds.items():
-    median = statistics.median(times)
-    ratio = statistics.median(t / o for t, o in zip(times, ours, strict=True))
-    medians[name] = min(medians.get(name, median), median)
-    print(f'{name:18}{way:14}{convert(median):10.2f}'
-          f'{convert(min(times)):10.2f}{ratio:9.2f}', flush=True)
-  return {name: convert(median) for name, median in medians.items()}
+  print(f'{title}\n\n| | given | {unit}: median | best | ratio | quartiles |\n'
+        '|---|---|---|---|---|---|')
+  rows = []
+  ours = next(iter(seconds.values()))
+  for way, times in seconds.items():
+    ratios = [t / o for t, o in zip(times, ours, strict=True)]
+    low, middle, high = quartiles(ratios)
+    # Of inf and a number there is no mean: the higher of the two middle ones.
+    rows.append({
+        'system': way.system,
+        'given': way.given(evaluating and way.system != OURS),
+        'median': convert(statistics.median_high(times)),
+        'best': convert(min(times)), 'ratio': middle, 'quartiles': [low, high],
+        'each': [convert(s) for s in times]})
+    print('| {system} | {given} | {median:.4g} | {best:.4g} | {ratio:.2f} '
+          '| {0:.2f}, {1:.2f} |'.format(*rows[-1]['quartiles'], **rows[-1]),
+          flush=True)
+  return {'title': title, 'unit': unit, 'rounds': len(ours), 'rows': rows}
 
 
-def compare(op: str, table: str, workers: dict[str, Worker], rounds: int
-            ) -> Seconds:
+def quartiles(values: list[float]) -> list[float]:
+  """The values at a quarter, a half and three quarters; of one, that one.
+
+  Only the half is a mean of two, and of two where one is inf it is inf.
+  """
+  ordered = sorted(values)
+  n = len(ordered)
+  return [ordered[(n - 1) // 4], statistics.median(ordered),
+          ordered[-1 - (n - 1) // 4]]
+
+
+def compare(op: str, name: str, ways: list[Way], workers: dict[Any, Worker],
+            rounds: int) -> Seconds:
   """Builds and checks what a table needs, warms it up, and times it."""
-  pairs = ways(table, list(workers))
-  losses = {}
-  for name, way in pairs:
-    workers[name].ask('build', way=way)
-    losses[name, way] = workers[name].ask(
-        op, way=way, **{'count': 1} if op == 'train' else {})['loss']
-  check_losses(f'{table}: first {op}', losses)
-  for _ in range(2):  # every width is compiled, then all runs once as later
-    for name, way in pairs:
-      workers[name].ask(op, way=way)
-  seconds: Seconds = {pair: [] for pair in pairs}
+  def ask(op: str, way: Way, **request: Any) -> dict[str, Any]:
+    return workers[way.system, way.setting].ask(
+        op, padding=way.padding, eval_batch_size=way.eval_batch_size, **request)
+
+  for way in dict.fromkeys(w._replace(eval_batch_size=0) for w in ways):
+    workers[way.system, way.setting].ask('build', padding=way.padding)
+  check_losses(f'{name}: first {op}', {
+      way: ask(op, way, **{'count': 1} if op == 'train' else {})['loss']
+      for way in ways})
+  if rounds:
+    for _ in range(2):  # every width is compiled, then all runs once as later
+      for way in ways:
+        ask(op, way)
+  seconds: Seconds = {way: [] for way in ways}
   for i in range(rounds):
-    for name, way in rotated(pairs, i):
+    for way in rotated(ways, i):
       time.sleep(SETTLE)
-      seconds[name, way].append(workers[name].ask(op, way=way)['seconds'])
+      seconds[way].append(ask(op, way)['seconds'])
   return seconds
 
 
-def startup(names: list[str], directory: str, rounds: int) -> dict[str, Any]:
+def startup(ways: list[Way], directory: str, rounds: int
+            ) -> dict[str, Seconds]:
   """Times first steps, the warm one right after the cold one."""
-  pairs = ways('startup', names)
   times: dict[str, Seconds] = {
-      kind: {pair: [] for pair in pairs} for kind in ('cold', 'warm')}
+      kind: {way: [] for way in ways} for kind in ('cold', 'warm')}
   for i in range(-1, rounds):
-    for name, way in rotated(pairs, i):
+    for way in rotated(ways, i):
       with tempfile.TemporaryDirectory() as cache:
         for kind in times:
-          seconds = first_step(name, way, directory, cache)
+          seconds = first_step(way, directory, cache)
           if i >= 0:  # the first of all only brings the files into memory
-            times[kind][name, way].append(seconds)
-  print()
-  return {kind: show(f'startup, {kind} compile cache', 's', some, lambda s: s)
-          for kind, some in times.items()}
+            times[kind][way].append(seconds)
+  return times
 
 
-def time_to_accuracy(names: list[str], directory: str, repeats: int,
-                     limit: float) -> dict[str, dict[str, float | None]]:
-  """One system after the other."""
-  pairs = ways('time_to_accuracy', names, 'accuracy')
-  reached: dict[tuple[str, str], list] = {pair: [] for pair in pairs}
-  for seed in range(repeats):
+def time_to_accuracy(ways: list[Way], directory: str, seeds: int, limit: float
+                     ) -> dict[float, Seconds]:
+  """One process after the other, all ways of a seed before the next seed."""
+  reached: dict[float, Seconds] = {
+      target: {way: [] for way in ways} for target in TARGETS}
+  for seed in range(seeds):
     losses = {}
-    for name, way in pairs:
+    for way in rotated(ways, seed):
       with (tempfile.TemporaryDirectory() as cache,
-            Worker(name, directory, cache) as worker):
-        answer = worker.ask('time_to_accuracy', way=way, seed=seed,
-                            limit=limit, started=worker.started,
-                            targets=TARGETS)
-      losses[name, way] = answer['loss']
-      reached[name, way].append(
-          [float('inf') if s is None else s for s in answer['seconds']])
-      print(f'{name} {way}, seed {seed}: accuracy each quarter epoch '
-            + ' '.join(f'{a:.3f}' for a in answer['accuracies']), flush=True)
-    check_losses('time_to_accuracy: initial weights', losses)
-  print(f'time to accuracy, s, median of {repeats}\n{"":32}'
-        + ''.join(f'{target:>13}' for target in TARGETS))
-  result: dict[str, dict[str, float | None]] = {str(t): {} for t in TARGETS}
-  for name, way in pairs:
-    text = f'{name:18}{way:14}'
-    for i, target in enumerate(TARGETS):
-      # The higher of the two middle ones: of inf and a number there is no mean.
-      median = statistics.median_high(run[i] for run in reached[name, way])
-      there = median < float('inf')
-      known = result[str(target)].get(name)
-      if there and (known is None or median < known):
-        result[str(target)][name] = median
-      result[str(target)].setdefault(name, None)
-      text += f'{median:13.1f}' if there else f'{"not reached":>13}'
-    print(text, flush=True)
-  return result
+            Worker(way.system, way.setting, directory, cache) as worker):
+        answer = worker.ask(
+            'time_to_accuracy', padding=way.padding, seed=seed, limit=limit,
+            eval_batch_size=way.eval_batch_size, started=worker.started,
+            targets=TARGETS)
+      losses[way] = answer['loss']
+      for target, s in zip(TARGETS, answer['seconds'], strict=True):
+        reached[target][way].append(float('inf') if s is None else s)
+      print(f'{way.system} ({way.given()}), seed {seed}: accuracy each quarter '
+            'epoch ' + ' '.join(f'{a:.3f}' for a in answer['accuracies']),
+            flush=True)
+    check_losses('time_to_accuracy: initial weights',
+                 {way: losses[way] for way in ways})
+  return reached
 
 
-def memory(names: list[str], directory: str) -> dict[str, float]:
+def memory(ways: list[Way], directory: str) -> dict[str, Any]:
   """Takes steps in fresh processes."""
   print('\nmemory, MiB')
   result = {}
-  for name in names:
-    with Worker(name, directory) as worker:
-      worker.ask('build', way='plain')
-      worker.ask('train', way='plain')
-      result[name] = worker.ask('memory')['mib']
-    print(f'{name:18}{result[name]:10.0f}', flush=True)
+  for way in ways:
+    with Worker(way.system, way.setting, directory) as worker:
+      worker.ask('build', padding=way.padding)
+      worker.ask('train', padding=way.padding, eval_batch_size=0)
+      result[way.system] = worker.ask('memory')['mib']
+    print(f'{way.system:18}{result[way.system]:10.0f}', flush=True)
   return result
 
 
 def arguments() -> argparse.Namespace:
   """The command line."""
   def tables(text: str) -> list[str]:
-    unknown = [t for t in text.split(',') if t not in TABLES]
+    unknown = [t for t in text.split(',') if t not in WAYS]
     if unknown:
       raise argparse.ArgumentTypeError(
-          f'{unknown[0]!r} is no table; there are {", ".join(TABLES)}')
+          f'{unknown[0]!r} is no table; there are {", ".join(WAYS)}')
     return text.split(',')
 
   def positive(text: str) -> int:
@@ -226,17 +273,20 @@ def arguments() -> argparse.Namespace:
       self.exit(2, f'peers.py: {message}\n')
 
   parser = Parser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('--only', type=tables, default=list(TABLES),
+  parser.add_argument('--only', type=tables, default=list(WAYS),
                       help='tables, with commas in between')
   for name, default, text in (
-      ('rounds', 12, 'times that each system is asked; startup: at most 5'),
+      ('rounds', 12, 'times that each way is asked'),
       ('steps', 8, 'steps a round of the table step'),
-      ('epoch_steps', 24, 'batches that stand for an epoch'),
+      ('epoch_steps', 12, 'batches that stand for an epoch'),
       ('reviews', 2560, 'validation reviews to evaluate'),
-      ('repeats', 1, 'seeds of time_to_accuracy'),
-      ('limit', 900, 'seconds that a system may take to an accuracy')):
+      ('seeds', 3, 'of time_to_accuracy'),
+      ('limit', 300, 'seconds that a way may take to an accuracy')):
     parser.add_argument(f'--{name}', type=positive, default=default, help=text)
-  parser.add_argument('--json', help='file to write the medians to')
+  parser.add_argument('--check', action='store_true',
+                      help='compare losses of step, epoch, evaluate; no times')
+  parser.add_argument('--json', help='file to write all times to')
+  parser.add_argument('--picture', help='file to draw the ratios in')
   return parser.parse_args()
 
 
@@ -244,48 +294,69 @@ def main() -> None:
   """Prints the tables asked for, and writes them."""
   args = arguments()
   names = installed()
-  results: dict[str, Any] = {}
+  results: dict[str, Any] = {'machine': machine(names), 'load': [load()]}
+  print(f'{results["machine"]}\nload average of the last minute: {load()}',
+        flush=True)
+  ways = {name: [way for way in some if way.system in names]
+          for name, some in WAYS.items() if name in args.only}
   with (tempfile.TemporaryDirectory() as directory,
         contextlib.ExitStack() as stack):
-    with Worker(OURS, directory) as worker:
+    with Worker(OURS, '', directory) as worker:
       sizes = worker.ask('prepare', steps=args.steps, reviews=args.reviews,
-                         epoch_steps=args.epoch_steps, repeats=args.repeats)
+                         epoch_steps=args.epoch_steps, seeds=args.seeds)
     steps = sizes['steps_per_epoch']
-    workers = {}
-    if {'step', 'epoch', 'evaluate'} & set(args.only):
-      workers = {name: stack.enter_context(Worker(name, directory))
-                 for name in names}
-    if 'step' in args.only:
-      results['step'] = show(
-          'one train step, padding read', 'ms',
-          compare('train', 'step', workers, args.rounds),
-          lambda s: s / args.steps * 1e3)
-    if 'epoch' in args.only:
-      results['epoch'] = show(
-          f'an epoch of {steps} steps, padding not read, scaled from '
-          f'{args.epoch_steps} of them\n(mean padded length '
-          f'{sizes["sample_width"]:.0f} tokens, of the epoch '
-          f'{sizes["epoch_width"]:.0f})', 's',
-          compare('train', 'epoch', workers, args.rounds),
-          lambda s: s / args.epoch_steps * steps)
-    if 'evaluate' in args.only:
-      results['evaluate'] = show(
-          f'evaluate {args.reviews:,} reviews', 'reviews/s',
-          compare('evaluate', 'evaluate', workers, args.rounds),
-          lambda s: args.reviews / s, 'maximum')
+    timed = {name: ways[name] for name in ('step', 'epoch', 'evaluate')
+             if name in ways}
+    workers = {
+        key: stack.enter_context(Worker(*key, directory))
+        for key in dict.fromkeys(
+            (way.system, way.setting) for some in timed.values()
+            for way in some)}
+    shown = {
+        'step': functools.partial(
+            table, 'one train step of configs/notebook.py, 128 x 500 tokens, '
+            'padding read', 'ms', convert=lambda s: s / args.steps * 1e3),
+        'epoch': functools.partial(
+            table, f'an epoch of {steps} steps of configs/notebook.py, padding '
+            f'not read, scaled from {args.epoch_steps} of them\n(a batch\'s '
+            f'longest review: {sizes["sample_longest"]:.0f} tokens on average, '
+            f'{sizes["epoch_longest"]:.0f} in all the epoch)', 's',
+            convert=lambda s: s / args.epoch_steps * steps),
+        'evaluate': functools.partial(
+            table, f'{args.reviews:,} reviews evaluated, configs/notebook.py, '
+            'padding not read', 'reviews/s',
+            convert=lambda s: args.reviews / s, evaluating=True)}
+    for name, some in timed.items():
+      seconds = compare('evaluate' if name == 'evaluate' else 'train', name,
+                        some, workers, 0 if args.check else args.rounds)
+      if not args.check:
+        results[name] = shown[name](seconds=seconds)
     stack.close()  # the others' memory and threads are not in the way
-    if 'startup' in args.only:
-      results['startup'] = startup(names, directory, min(args.rounds, 5))
-    if 'time_to_accuracy' in args.only:
+    if args.check:
+      return
+    if 'startup' in ways:
+      for kind, seconds in startup(
+          ways['startup'], directory, args.rounds).items():
+        results[f'startup_{kind}'] = table(
+            '\nstart to the first finished step of configs/notebook.py, '
+            f'{kind} compile cache', 's', seconds)
+    if 'time_to_accuracy' in ways:
       print()
-      results['time_to_accuracy'] = time_to_accuracy(
-          names, directory, args.repeats, args.limit)
-    if 'memory' in args.only:
-      results['memory'] = memory(names, directory)
-  print()
-  print_load()
+      for target, seconds in time_to_accuracy(
+          ways['time_to_accuracy'], directory, args.seeds, args.limit).items():
+        results[f'time_to_{target}'] = table(
+            f'\nstart to an accuracy of {target} on validation, '
+            'configs/words.py, nothing compiled; a round is a seed', 's',
+            seconds, evaluating=True)
+    if 'memory' in ways:
+      results['memory'] = memory(ways['memory'], directory)
+  results['load'].append(load())
+  print(f'\nload average of the last minute: {load()}')
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(results, indent=2) + '\n')
+  if args.picture:
+    from peers_picture import draw
+    draw(results, args.picture)
 
 
 if __name__ == '__main__':

@@ -13,33 +13,37 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 
 
-def bucket_width(recipe: dict, mode: str) -> int:
-  """Tokens; 0 pads every batch to the longest review allowed."""
-  return recipe['data']['bucket_width'] if mode in (
-      'bucketed', 'accuracy') else 0
+def bucket_width(recipe: dict, padding: str) -> int:
+  """Tokens that a batch's width is a multiple of; 0: of the most allowed."""
+  if padding == 'own':
+    return recipe['data']['bucket_width']
+  if padding.startswith('bucketed '):
+    return int(padding.split()[1])
+  return 1 if padding in ('trimmed', 'packed') else 0
 
 
-def eval_batches(recipe: dict, mode: str, reviews):
-  """The batches of `eval_batches`, as wide as the mode asks for."""
+def eval_batches(recipe: dict, padding: str, reviews, size: int):
+  """(rows, batch) of `eval_batches` of the program, `size` reviews each."""
   from flax_imdb.data.batches import eval_batches
   from flax_imdb.data.reading import Reading
-  for rows, batch in eval_batches(
-      reviews, recipe['global_batch_size'], Reading(
-          recipe['data']['max_length'], bucket_width(recipe, mode))):
+  for rows, batch in eval_batches(reviews, size, Reading(
+      recipe['data']['max_length'], bucket_width(recipe, padding))):
     yield rows[rows >= 0], batch
 
 
-def load(directory: pathlib.Path, mode: str) -> list[Batch]:
-  """The batches that `prepare` wrote, for one mode."""
-  name = 'plain' if mode == 'plain' else 'epoch'
-  with np.load(directory / f'{name}.npz') as f:
-    widths, ids, lengths, labels = (
-        f[k] for k in ('widths', 'ids', 'lengths', 'labels'))
-  if mode == 'padded':
-    widths = np.full_like(widths, ids.shape[2])
+def load_batches(directory: pathlib.Path, recipe: dict, padding: str
+                 ) -> list[Batch]:
+  """The batches that `prepare` wrote, as wide as the padding asks for."""
+  with np.load(directory / (
+      'plain.npz' if padding == 'plain' else 'epoch.npz')) as f:
+    ids, lengths, labels = (f[k] for k in ('ids', 'lengths', 'labels'))
+  step, most = bucket_width(recipe, padding), ids.shape[2]
+  widths = [min(-(-max(some) // step) * step, most) if step else most
+            for some in lengths]
   return [{'ids': np.ascontiguousarray(ids[i, :, :width]),
            'lengths': lengths[i], 'labels': labels[i],
-           'weights': np.ones(len(labels[i]), np.float32)}
+           'weights': np.ones(len(labels[i]), np.float32),
+           'places': np.arange(len(labels[i]), dtype=np.int32)}
           for i, width in enumerate(widths)]
 
 
@@ -64,13 +68,9 @@ def _save_reviews(directory: pathlib.Path, name: str, reviews, rows) -> None:
 
 
 def _save_batches(directory: pathlib.Path, name: str, batches: list) -> None:
-  widest = max(batch['ids'].shape[1] for batch in batches)
-  np.savez(
-      directory / f'{name}.npz',
-      widths=[batch['ids'].shape[1] for batch in batches],
-      ids=np.stack([np.pad(b['ids'], ((0, 0), (0, widest - b['ids'].shape[1])))
-                    for b in batches]),
-      **{k: np.stack([b[k] for b in batches]) for k in ('lengths', 'labels')})
+  np.savez(directory / f'{name}.npz', **{
+      k: np.stack([batch[k] for batch in batches])
+      for k in ('ids', 'lengths', 'labels')})
 
 
 def in_keras_order(params) -> list:
@@ -85,20 +85,21 @@ def in_keras_order(params) -> list:
 
 
 def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
-            reviews: int, repeats: int) -> dict:
+            reviews: int, seeds: int) -> dict:
   """Writes recipes, batches, reviews and initial weights for all systems.
 
   Args:
     directory: where to.
     steps: padded batches, the first of the notebook's run.
-    epoch_steps: bucketed batches of its first epoch: sorted by width, every
-      k-th, so that their mean width is the epoch's. The short last one is left
-      out.
+    epoch_steps: batches of its first epoch, where those of similar lengths
+      are one batch: sorted by the longest review, every k-th, so that their
+      mean is the epoch's. The short last one is left out.
     reviews: of the notebook's validation split, at equal distances.
-    repeats: seeds of the default recipe to write initial weights for.
+    seeds: of configs/words.py to write initial weights for.
 
   Returns:
-    steps_per_epoch, and the mean width of the epoch and of the sample.
+    steps_per_epoch, and the mean length of a batch's longest review, of the
+    epoch and of the sample.
   """
   import functools
 
@@ -112,9 +113,12 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
   announce = functools.partial(print, file=sys.stderr)
   notebook = load_config('configs/notebook.py')
   default = load_config('configs/words.py')
-  notebook.data.bucket_width = default.data.bucket_width
+  masked = notebook.copy_and_resolve_references()
+  masked.data.bucket_width = default.data.bucket_width
+  masked.model.recurrence = default.model.recurrence
   (directory / 'recipes.json').write_text(json.dumps(
-      {'notebook': notebook.to_dict(), 'accuracy': default.to_dict()}))
+      {'plain': notebook.to_dict(), 'masked': masked.to_dict(),
+       'accuracy': default.to_dict()}))
 
   def initial_params(config):
     return init_state(config, classifier.build_model(config),
@@ -122,7 +126,7 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
 
   np.savez(directory / 'notebook.npz',
            *keras_weights.to_keras(initial_params(notebook)))
-  for seed in range(repeats):
+  for seed in range(seeds):
     default.seed = seed
     np.savez(directory / f'accuracy{seed}.npz',
              *in_keras_order(initial_params(default)))
@@ -131,17 +135,21 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
   tokenizer = training_tokenizer(notebook, announce)
   splits = load_splits(notebook, tokenizer, announce, ['train', 'validation'])
   train, validation = splits['train'], splits['validation']
-  padded, bucketed = (
+  padded, sorted_ = (
       TrainBatches(train, notebook.seed, notebook.global_batch_size,
                    Reading(data.max_length, width))
-      for width in (0, data.bucket_width))
+      for width in (0, masked.data.bucket_width))
   _save_batches(directory, 'plain', [padded(step) for step in range(steps)])
-  epoch = [bucketed(step) for step in range(bucketed.steps_per_epoch)]
-  widths = [batch['ids'].shape[1] for batch in epoch]
-  full = [i for i in np.argsort(widths, kind='stable')
+  epoch = [sorted_(step) for step in range(sorted_.steps_per_epoch)]
+  longest = [max(batch['lengths']) for batch in epoch]
+  full = [i for i in np.argsort(longest, kind='stable')
           if epoch[i]['weights'].all()]
   places = (np.arange(epoch_steps) + 0.5) * len(full) / epoch_steps
   sample = sorted(full[int(place)] for place in places)
+  for i in sample:
+    ids = epoch[i]['ids']
+    epoch[i]['ids'] = np.pad(
+        ids, ((0, 0), (0, data.max_length - ids.shape[1])))
   _save_batches(directory, 'epoch', [epoch[i] for i in sample])
 
   _save_reviews(directory, 'evaluate', validation, np.linspace(
@@ -150,6 +158,6 @@ def prepare(directory: pathlib.Path, steps: int, epoch_steps: int,
   splits = load_splits(default, tokenizer, announce, ['train', 'validation'])
   for split, some in splits.items():
     _save_reviews(directory, split, some, range(len(some)))
-  return {'steps_per_epoch': bucketed.steps_per_epoch,
-          'epoch_width': float(np.mean(widths)),
-          'sample_width': float(np.mean([widths[i] for i in sample]))}
+  return {'steps_per_epoch': sorted_.steps_per_epoch,
+          'epoch_longest': float(np.mean(longest)),
+          'sample_longest': float(np.mean([longest[i] for i in sample]))}

@@ -1,25 +1,27 @@
 """Our trainer, Keras and PyTorch behind the same four calls, for peers.py.
 
-build(recipe, mode, weights, steps_per_epoch) makes the model and its optimizer;
-step(batch) trains on a batch; wait() ends all steps and returns the last one's
-loss; probabilities(reviews) evaluates. The modes are plain, padding is read;
-padded, to 500 tokens but not read; bucketed, not read; and accuracy, the model
-of configs/words.py on buckets.
+build(recipe, padding, weights, steps_per_epoch) makes the model and its
+optimizer; step(batch) trains on a batch; wait() ends all steps and returns the
+last one's loss; probabilities(reviews, size) evaluates in batches of so many.
+The recipe is configs/notebook.py or, in two directions, configs/words.py; how a
+batch is padded is told as in peers_process.PADDING.
 
 Nothing heavy is imported before a system needs it, so that no one's start and
 memory are charged with another's libraries.
 """
 
+import functools
 import os
 
 import numpy as np
 from peers_data import Batch, bucket_width, eval_batches
+from peers_process import OURS
 
 
 class FlaxImdb:
   """This package."""
 
-  def build(self, recipe: dict, mode: str, weights: list,
+  def build(self, recipe: dict, padding: str, weights: list,
             steps_per_epoch: int) -> None:
     """Makes a model and what trains it; config.seed alone gives the weights."""
     del weights  # the weights are those that `prepare` wrote
@@ -32,7 +34,7 @@ class FlaxImdb:
     from flax_imdb.train.optimizer import build_optimizer
     from flax_imdb.train.step import init_state, make_train_step
     config = ConfigDict(recipe)
-    config.model.mask_padding = mode != 'plain'
+    config.model.mask_padding = padding != 'plain'
     model = classifier.build_model(config)
     optimizer = build_optimizer(config, steps_per_epoch)
     self._devices = devices
@@ -40,7 +42,7 @@ class FlaxImdb:
         init_state(config, model, optimizer))
     # One step an epoch: the sums are those of the last step alone.
     self._train_step = make_train_step(config, model, optimizer, 1)
-    config.data.bucket_width = bucket_width(recipe, mode)
+    config.data.bucket_width = bucket_width(recipe, padding)
     self._logits = evaluate.make_logits(
         config, evaluate.make_forward(model), NONE.annotate)
 
@@ -55,7 +57,8 @@ class FlaxImdb:
     sums = self._devices.to_host(self._sums)
     return float(sums.loss / sums.weight)
 
-  def probabilities(self, reviews) -> np.ndarray:
+  def probabilities(self, reviews, size: int) -> np.ndarray:
+    del size  # the config's
     logits = self._logits(self._state.eval_params(), reviews)
     return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
@@ -63,25 +66,33 @@ class FlaxImdb:
 class Keras:
   """Keras 3 on one of its backends; step and predict on a batch, compiled."""
 
-  def __init__(self, backend: str):
+  def __init__(self, backend: str, setting: str = ''):
     os.environ['KERAS_BACKEND'] = backend
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    self._jit = setting == 'jit' or 'auto'
+    if setting == 'parallel':
+      import keras
+      keras.distribution.set_distribution(keras.distribution.DataParallel())
 
-  def build(self, recipe: dict, mode: str, weights: list,
+  def build(self, recipe: dict, padding: str, weights: list,
             steps_per_epoch: int) -> None:
     """Makes the model of a recipe, compiled, with the given weights."""
     import keras
     data, m = recipe['data'], recipe['model']
-    self._mode, self._recipe = mode, recipe
+    self._padding, self._recipe = padding, recipe
     layers, ops = keras.layers, keras.ops
     ids = keras.Input(
-        (data['max_length'] if mode == 'plain' else None,), dtype='int32')
-    x = layers.Embedding(
-        data['vocab_size'], m['embedding_dim'], mask_zero=mode != 'plain')(ids)
-    if mode == 'accuracy':
+        (data['max_length'] if padding == 'plain' else None,), dtype='int32')
+    x = layers.Embedding(data['vocab_size'], m['embedding_dim'],
+                         mask_zero=padding != 'plain')(ids)
+    # A layer that might be cuDNN's keeps TensorFlow from compiling by XLA.
+    lstm = functools.partial(
+        layers.LSTM, m['width'],
+        use_cudnn=False if self._jit is True else 'auto')
+    if m['bidirectional']:
       x = layers.SpatialDropout1D(m['embedding_dropout'])(x)
       x = layers.Bidirectional(
-          layers.LSTM(m['width'], return_sequences=True))(x)
+          lstm(return_sequences=True))(x)
       inside = ops.expand_dims(ops.not_equal(ids, 0), -1)
       x = ops.concatenate([
           ops.max(ops.where(inside, x, -1.0), axis=1),
@@ -89,12 +100,12 @@ class Keras:
           / ops.sum(ops.cast(inside, 'float32'), axis=1)], axis=-1)
       x = layers.Dropout(m['pooled_dropout'])(x)
     else:
-      x = layers.LSTM(m['width'])(x)
+      x = lstm()(x)
     x = layers.Dense(m['hidden_dim'], activation='relu')(x)
     self._model = keras.Model(ids, layers.Dense(1, activation='sigmoid')(x))
     self._model.set_weights(weights)
     rate, self._averages = recipe['learning_rate'], None
-    if mode == 'accuracy':
+    if m['bidirectional']:
       warmup = round(recipe['warmup_epochs'] * steps_per_epoch)
       optimizer = keras.optimizers.Adam(
           keras.optimizers.schedules.CosineDecay(
@@ -105,7 +116,8 @@ class Keras:
       self._averages = keras.callbacks.SwapEMAWeights()
     else:
       optimizer = keras.optimizers.RMSprop(rate)
-    self._model.compile(optimizer, keras.losses.BinaryCrossentropy())
+    self._model.compile(optimizer, keras.losses.BinaryCrossentropy(),
+                        jit_compile=self._jit)
     if self._averages:
       self._averages.set_model(self._model)
 
@@ -116,22 +128,23 @@ class Keras:
   def wait(self) -> float:
     return float(self._loss)
 
-  def probabilities(self, reviews) -> np.ndarray:
+  def probabilities(self, reviews, size: int) -> np.ndarray:
     """The averaged weights' answers, where there are any and a step is done."""
     averaged = self._averages and int(self._model.optimizer.iterations)
     if averaged:
       self._averages.on_predict_begin()
     result = np.empty(len(reviews))
-    size = self._recipe['global_batch_size']
-    if self._mode == 'padded':
+    if self._padding == 'padded':
       rows, ids = [], []
-      for some, batch in eval_batches(self._recipe, self._mode, reviews):
+      for some, batch in eval_batches(
+          self._recipe, self._padding, reviews, size):
         rows.append(some)
         ids.append(batch['ids'][:len(some)])
       result[np.concatenate(rows)] = self._model.predict(
           np.concatenate(ids), batch_size=size, verbose=0)[:, 0]
     else:
-      for rows, batch in eval_batches(self._recipe, self._mode, reviews):
+      for rows, batch in eval_batches(
+          self._recipe, self._padding, reviews, size):
         p = self._model.predict_on_batch(batch['ids'])
         result[rows] = np.asarray(p)[:len(rows), 0]
     if averaged:
@@ -140,24 +153,19 @@ class Keras:
 
 
 class Torch:
-  """PyTorch, eager, its fused nn.LSTM, time first."""
-  _default_threads = 0
+  """PyTorch, its fused nn.LSTM, time first."""
 
-  def __init__(self, threads: int = 0, device: str = 'cpu'):
-    import torch
-    self._device = device
-    Torch._default_threads = Torch._default_threads or torch.get_num_threads()
-    self._threads = threads or Torch._default_threads
+  def __init__(self, setting: str = '', device: str = 'cpu'):
+    self._setting, self._device = setting, device
 
-  def build(self, recipe: dict, mode: str, weights: list,
+  def build(self, recipe: dict, padding: str, weights: list,
             steps_per_epoch: int) -> None:
     """Makes the model of a recipe, its optimizer, and sets the weights."""
     import torch
     from torch import nn
     torch.manual_seed(recipe['seed'])
-    torch.set_num_threads(self._threads)
-    self._torch, self._mode, self._recipe = torch, mode, recipe
-    m, both = recipe['model'], mode == 'accuracy'
+    self._torch, self._padding, self._recipe = torch, padding, recipe
+    m, both = recipe['model'], recipe['model']['bidirectional']
     lstms = [nn.LSTM(m['embedding_dim'], m['width'])
              for _ in range(2 if both else 1)]
     self._model = nn.ModuleDict({
@@ -174,12 +182,15 @@ class Torch:
         parameter.copy_(torch.from_numpy(weight.T if dense else weight))
     self._model.to(self._device)  # the parameters stay the same objects
     rate, self._average = recipe['learning_rate'], None
+    self._logits = (torch.compile(self._forward, dynamic=padding != 'plain')
+                    if self._setting == 'compiled' else self._forward)
     if not both:
-      self._optimizer = torch.optim.RMSprop(trained, rate, alpha=0.9, eps=1e-7)
+      self._optimizer = torch.optim.RMSprop(  # there is no fused one
+          trained, rate, alpha=0.9, eps=1e-7, foreach=True)
       return
     warmup = round(recipe['warmup_epochs'] * steps_per_epoch)
     rest = recipe['num_epochs'] * steps_per_epoch - warmup
-    self._optimizer = torch.optim.Adam(trained, rate, eps=1e-7)
+    self._optimizer = torch.optim.Adam(trained, rate, eps=1e-7, fused=True)
     self._schedule = torch.optim.lr_scheduler.LambdaLR(
         self._optimizer, lambda step: step / warmup if step < warmup
         else (1 + np.cos(np.pi * (step - warmup) / rest)) / 2)
@@ -187,23 +198,17 @@ class Torch:
     self._average = swa.AveragedModel(
         self._model, multi_avg_fn=swa.get_ema_multi_avg_fn(recipe['ema_decay']))
 
-  def _logits(self, model, batch: Batch, train: bool):
+  def _arguments(self, batch: Batch):
+    torch = self._torch
+    ids_BT, lengths_B = (torch.from_numpy(batch[name]).to(self._device).long()
+                         for name in ('ids', 'lengths'))
+    return ids_BT.T, lengths_B
+
+  def _forward(self, model, ids, lengths, train: bool):
     torch, functional = self._torch, self._torch.nn.functional
-    m = self._recipe['model']
-    ids = torch.from_numpy(batch['ids']).to(self._device).T.long()
-    lengths = torch.from_numpy(batch['lengths']).to(self._device).long()
-    lstms = model['lstms']
+    m, lstms = self._recipe['model'], model['lstms']
     x = model['embed'](ids)
-    if self._mode == 'plain':
-      pooled = lstms[0](x)[0][-1]
-    elif self._mode == 'padded':
-      packed = torch.nn.utils.rnn.pack_padded_sequence(
-          x, lengths.cpu(), enforce_sorted=False)
-      pooled = lstms[0](packed)[1][0][-1]
-    elif self._mode == 'bucketed':
-      pooled = lstms[0](x)[0][
-          lengths - 1, torch.arange(len(lengths), device=self._device)]
-    else:
+    if m['bidirectional']:
       # Two directions over turned ids are many times as fast as one packed
       # bidirectional LSTM; neither mean nor maximum asks for the order.
       t = torch.arange(len(ids), device=self._device)[:, None]
@@ -217,13 +222,21 @@ class Torch:
           torch.where(inside, h, -1.0).amax(0),
           torch.where(inside, h, 0.0).sum(0) / lengths[:, None]], -1),
           m['pooled_dropout'], train)
+    elif self._padding == 'plain':
+      pooled = lstms[0](x)[0][-1]
+    elif self._padding == 'packed':
+      packed = torch.nn.utils.rnn.pack_padded_sequence(
+          x, lengths.cpu(), enforce_sorted=False)
+      pooled = lstms[0](packed)[1][0][-1]
+    else:
+      pooled = lstms[0](x)[0][
+          lengths - 1, torch.arange(len(lengths), device=self._device)]
     return model['logit'](torch.relu(model['hidden'](pooled)))[:, 0]
 
   def step(self, batch: Batch) -> None:
-    self._torch.set_num_threads(self._threads)  # the number is the process'
     self._optimizer.zero_grad()
     loss = self._torch.nn.functional.binary_cross_entropy_with_logits(
-        self._logits(self._model, batch, True),
+        self._logits(self._model, *self._arguments(batch), True),
         self._torch.from_numpy(batch['labels']).to(self._device))
     loss.backward()
     if self._average:
@@ -238,27 +251,22 @@ class Torch:
   def wait(self) -> float:
     return float(self._loss.detach())
 
-  def probabilities(self, reviews) -> np.ndarray:
-    self._torch.set_num_threads(self._threads)
+  def probabilities(self, reviews, size: int) -> np.ndarray:
     result = np.empty(len(reviews))
     averaged = self._average and int(self._average.n_averaged)
     model = self._average.module if averaged else self._model
     with self._torch.inference_mode():
-      for rows, batch in eval_batches(self._recipe, self._mode, reviews):
-        p = self._torch.sigmoid(self._logits(model, batch, False))
+      for rows, batch in eval_batches(
+          self._recipe, self._padding, reviews, size):
+        p = self._torch.sigmoid(
+            self._logits(model, *self._arguments(batch), False))
         result[rows] = p.cpu().numpy()[:len(rows)]
     return result
 
 
-SYSTEMS = {
-    'flax_imdb': FlaxImdb,
-    'keras_jax': lambda: Keras('jax'),
-    'keras_tensorflow': lambda: Keras('tensorflow'),
-    'torch': Torch,
-}
-
-
-def make(name: str, way: str):
-  """(a system, the mode) of a way like 'plain' or 'plain/1': one thread."""
-  mode, _, threads = way.partition('/')
-  return (Torch(int(threads)) if threads else SYSTEMS[name]()), mode
+def make(system: str, setting: str) -> FlaxImdb | Keras | Torch:
+  """A system with a setting, as in peers_process.SETTINGS."""
+  if system == OURS:
+    return FlaxImdb()
+  return Torch(setting) if system == 'torch' else Keras(
+      system.removeprefix('keras_'), setting)

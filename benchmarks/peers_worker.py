@@ -1,11 +1,12 @@
 """One system of benchmarks/peers.py in a process of its own; it starts these.
 
-  python benchmarks/peers_worker.py SYSTEM DIRECTORY [WAY]
+  python benchmarks/peers_worker.py SYSTEM SETTING DIRECTORY [PADDING]
 
 reads one request a line from standard input, JSON, answers each with one line
 on standard output, and sleeps in between; DIRECTORY holds the batches and the
-weights that flax_imdb wrote there. With a WAY, such as plain, it builds the
-notebook's model, takes one step, says so and ends.
+weights that flax_imdb wrote there; SETTING and PADDING are those of
+peers_process.py. With a PADDING, such as plain, it builds the notebook's model,
+takes one step, says so and ends.
 """
 
 import json
@@ -14,30 +15,42 @@ import pathlib
 import resource
 import sys
 import time
+from typing import Any
 
 import numpy as np
-from peers_data import load, load_reviews, load_weights, prepare
+from peers_data import (
+  Batch,
+  bucket_width,
+  load_batches,
+  load_reviews,
+  load_weights,
+  prepare,
+)
+from peers_process import OURS
 from peers_systems import make
 
 
-def time_to_accuracy(name: str, directory: pathlib.Path, way: str, seed: int,
+def time_to_accuracy(system: str, setting: str, directory: pathlib.Path,
+                     padding: str, eval_batch_size: int, seed: int,
                      started: float, targets: list[float], limit: float
                      ) -> dict:
-  """Trains the default recipe until the highest target, its end or the limit.
+  """Trains configs/words.py until the highest target, its end or the limit.
 
   Args:
-    name: the system.
+    system: its name.
+    setting: what it is given.
     directory: of `prepare`.
-    way: 'accuracy', with a number of threads as in `make`.
+    padding: how batches are padded.
+    eval_batch_size: reviews.
     seed: of the weights, the order of reviews and dropout.
     started: time.monotonic() when this process was started.
     targets: accuracies on validation.
     limit: seconds.
 
   Returns:
-    seconds: to the first evaluation with each target or more, None if none
-      was, without the time that evaluations take; accuracies: of all of them;
-      loss: of the initial weights on validation, for comparison.
+    seconds: to the end of the first evaluation with each target or more, None
+      if none was; accuracies: of all evaluations, one each quarter epoch; loss:
+      of the initial weights on validation, for comparison.
   """
   from flax_imdb.data.batches import TrainBatches
   from flax_imdb.data.reading import Reading
@@ -46,40 +59,39 @@ def time_to_accuracy(name: str, directory: pathlib.Path, way: str, seed: int,
   recipe['seed'] = seed
   batches = TrainBatches(
       load_reviews(directory, 'train'), seed, recipe['global_batch_size'],
-      Reading(recipe['data']['max_length'], recipe['data']['bucket_width']))
+      Reading(recipe['data']['max_length'], bucket_width(recipe, padding)))
   validation = load_reviews(directory, 'validation')
   weights = load_weights(directory, f'accuracy{seed}')
   rng = np.random.default_rng(seed)
-  system, mode = make(name, way)
-  system.build(recipe, mode, weights, batches.steps_per_epoch)
-  evaluating, seconds, accuracies = 0.0, [None] * len(targets), []
+  trainer = make(system, setting)
+  trainer.build(recipe, padding, weights, batches.steps_per_epoch)
+  seconds, accuracies = [None] * len(targets), []
   for step in range(recipe['num_epochs'] * batches.steps_per_epoch):
     batch = batches(step)
-    if name != 'flax_imdb':
+    if system != OURS:
       # A peer drops the epoch's short batch, as its own loaders can: another
       # shape would have to be compiled for it.
       if not batch['weights'].all():
         continue
       unread = rng.random(batch['ids'].shape) < recipe['model']['word_dropout']
       batch['ids'][unread & (batch['ids'] > START_ID)] = UNKNOWN_ID
-    system.step(batch)
-    if time.monotonic() - started - evaluating > limit:
+    trainer.step(batch)
+    if time.monotonic() - started > limit:
       break
     if (step + 1) % (batches.steps_per_epoch // 4):
       continue
-    system.wait()
-    now = time.monotonic()
-    p = system.probabilities(validation)
+    trainer.wait()
+    p = trainer.probabilities(validation, eval_batch_size)
     accuracies.append(float(np.mean((p > 0.5) == (validation.labels > 0))))
     for i, target in enumerate(targets):
       if seconds[i] is None and accuracies[-1] >= target:
-        seconds[i] = now - started - evaluating
-    evaluating += time.monotonic() - now
+        seconds[i] = time.monotonic() - started
     if None not in seconds:
       break
-  system.build(recipe, mode, weights, batches.steps_per_epoch)
+  trainer.build(recipe, padding, weights, batches.steps_per_epoch)
+  p = trainer.probabilities(validation, eval_batch_size)
   return {'seconds': seconds, 'accuracies': accuracies,
-          'loss': _loss(system.probabilities(validation), validation.labels)}
+          'loss': _loss(p, validation.labels)}
 
 
 def _loss(p: np.ndarray, labels: np.ndarray) -> float:
@@ -87,35 +99,39 @@ def _loss(p: np.ndarray, labels: np.ndarray) -> float:
 
 
 class Server:
-  """Answers requests; keeps a model for each way, see `make`."""
+  """Answers requests; keeps a model for each kind of padding."""
 
-  def __init__(self, name: str, directory: pathlib.Path):
-    self._name, self._directory = name, directory
-    self._systems, self._batches = {}, {}
+  def __init__(self, system: str, setting: str, directory: pathlib.Path):
+    self._system, self._setting = system, setting
+    self._directory = directory
+    self._trainers: dict[str, Any] = {}
+    self._batches: dict[str, list[Batch]] = {}
 
-  def build(self, way: str) -> dict:
-    recipe = json.loads(
-        (self._directory / 'recipes.json').read_text())['notebook']
-    self._systems[way], mode = make(self._name, way)
-    self._batches[way] = load(self._directory, mode)
-    self._systems[way].build(
-        recipe, mode, load_weights(self._directory, 'notebook'), 1)
+  def build(self, padding: str) -> dict:
+    recipes = json.loads((self._directory / 'recipes.json').read_text())
+    recipe = recipes['plain' if padding == 'plain' else 'masked']
+    self._batches[padding] = load_batches(self._directory, recipe, padding)
+    self._trainers[padding] = make(self._system, self._setting)
+    self._trainers[padding].build(
+        recipe, padding, load_weights(self._directory, 'notebook'), 1)
     return {}
 
-  def train(self, way: str, count: int | None = None) -> dict:
+  def train(self, padding: str, eval_batch_size: int, count: int | None = None
+            ) -> dict:
     """Times `count` steps, by default one on each batch."""
-    system = self._systems[way]
+    del eval_batch_size  # each way has one
+    trainer = self._trainers[padding]
     start = time.perf_counter()
-    for batch in self._batches[way][:count]:
-      system.step(batch)
-    loss = system.wait()
+    for batch in self._batches[padding][:count]:
+      trainer.step(batch)
+    loss = trainer.wait()
     return {'seconds': time.perf_counter() - start, 'loss': loss}
 
-  def evaluate(self, way: str) -> dict:
+  def evaluate(self, padding: str, eval_batch_size: int) -> dict:
     """Times the probabilities of the validation reviews."""
     reviews = load_reviews(self._directory, 'evaluate')
     start = time.perf_counter()
-    p = self._systems[way].probabilities(reviews)
+    p = self._trainers[padding].probabilities(reviews, eval_batch_size)
     seconds = time.perf_counter() - start
     return {'seconds': seconds, 'loss': _loss(p, reviews.labels)}
 
@@ -128,21 +144,22 @@ class Server:
     return prepare(self._directory, **request)
 
   def time_to_accuracy(self, **request) -> dict:
-    return time_to_accuracy(self._name, self._directory, **request)
+    return time_to_accuracy(
+        self._system, self._setting, self._directory, **request)
 
 
 def main() -> None:
   """Answers until standard input ends."""
-  name, directory = sys.argv[1], pathlib.Path(sys.argv[2])
-  if name == 'flax_imdb':
+  system, setting, folder, *padding = sys.argv[1:]
+  if system == OURS or setting in ('flags', 'parallel'):
     from flax_imdb import environment
     from flax_imdb.config import load_config
     environment.configure(
         load_config('configs/notebook.py').global_batch_size)
-  server = Server(name, directory)
-  if sys.argv[3:]:
-    server.build(sys.argv[3])
-    server.train(sys.argv[3], count=1)
+  server = Server(system, setting, pathlib.Path(folder))
+  if padding:
+    server.build(*padding)
+    server.train(*padding, eval_batch_size=0, count=1)
     print('first step done', flush=True)
     return
   # Libraries print, too: standard output is kept for answers.
