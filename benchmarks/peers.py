@@ -10,8 +10,8 @@ prints a table for each of these; a peer that is not installed is left out:
 
   step              one step on padded batches of 500 tokens; padding is read
   epoch             an epoch of the notebook's 17,500 reviews; it is not read
-  startup           process start to first finished step, cold and warm cache
   evaluate          validation reviews a second; padding is not read
+  startup           process start to first finished step, cold and warm cache
   time_to_accuracy  start to an accuracy on validation, configs/words.py
   memory            peak resident memory of a fresh process after some steps
 
@@ -52,6 +52,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import pathlib
 import statistics
 import tempfile
@@ -100,6 +101,7 @@ WAYS = {
                 ('keras_jax', '', 'bucketed 64'),
                 ('keras_jax', 'parallel', 'bucketed 64'),
                 ('keras_tensorflow', '', 'trimmed'),
+                ('keras_tensorflow', 'jit', 'bucketed 64'),
                 ('torch', '', 'trimmed'), ('torch', 'one', 'trimmed'))
             for size in (128, 256))],
     'startup': [
@@ -110,6 +112,7 @@ WAYS = {
         Way(OURS, '', 'own', 256), Way('keras_jax', '', 'bucketed 128', 256),
         Way('keras_jax', 'parallel', 'bucketed 128', 256),
         Way('keras_tensorflow', '', 'trimmed', 256),
+        Way('keras_tensorflow', 'jit', 'bucketed 128', 256),
         Way('torch', '', 'trimmed', 256), Way('torch', 'one', 'trimmed', 256)],
     'memory': [
         Way(OURS, '', 'plain'), Way('keras_jax', '', 'plain'),
@@ -142,7 +145,7 @@ def table(title: str, unit: str, seconds: Seconds, convert=lambda s: s,
   Args:
     title: what was timed.
     unit: of what `convert` returns.
-    seconds: of each way and round; inf if it was never reached.
+    seconds: of each way and round; inf if an accuracy was never reached.
     convert: seconds to what is printed.
     evaluating: whether the size of batches evaluated is told.
   """
@@ -151,25 +154,39 @@ def table(title: str, unit: str, seconds: Seconds, convert=lambda s: s,
   rows = []
   ours = next(iter(seconds.values()))
   for way, times in seconds.items():
-    ratios = [t / o for t, o in zip(times, ours, strict=True)]
-    low, middle, high = quartiles(ratios)
-    # Of inf and a number there is no mean: the higher of the two middle ones.
-    rows.append({
-        'system': way.system,
-        'given': way.given(evaluating and way.system != OURS),
-        'median': convert(statistics.median_high(times)),
-        'best': convert(min(times)), 'ratio': middle, 'quartiles': [low, high],
-        'each': [convert(s) for s in times]})
-    print('| {system} | {given} | {median:.4g} | {best:.4g} | {ratio:.2f} '
-          '| {0:.2f}, {1:.2f} |'.format(*rows[-1]['quartiles'], **rows[-1]),
-          flush=True)
+    low, ratio, high = quartiles(
+        [t / o for t, o in zip(times, ours, strict=True)])
+    row = {'system': way.system,
+           'given': way.given(evaluating and way.system != OURS),
+           'median': convert(quartiles(times)[1]), 'best': convert(min(times)),
+           'ratio': ratio, 'quartiles': [low, high],
+           'each': [convert(s) for s in times]}
+    rows.append(row)
+    print(f'| {way.system} | {row["given"]} | {text(row["median"], ".4g")} '
+          f'| {text(row["best"], ".4g")} | {text(ratio, ".2f")} '
+          f'| {text(low, ".2f")}, {text(high, ".2f")} |', flush=True)
   return {'title': title, 'unit': unit, 'rounds': len(ours), 'rows': rows}
 
 
-def quartiles(values: list[float]) -> list[float]:
-  """The values at a quarter, a half and three quarters; of one, that one.
+def text(value: float, form: str) -> str:
+  """A number; an accuracy that was not reached has none."""
+  return format(value, form) if math.isfinite(value) else 'never'
 
-  Only the half is a mean of two, and of two where one is inf it is inf.
+
+def finite(results: Any) -> Any:
+  """The same with None for what JSON has no number for."""
+  if isinstance(results, dict):
+    return {key: finite(value) for key, value in results.items()}
+  if isinstance(results, list):
+    return [finite(value) for value in results]
+  infinite = isinstance(results, float) and not math.isfinite(results)
+  return None if infinite else results
+
+
+def quartiles(values: list[float]) -> list[float]:
+  """The values at a quarter, a half and three quarters, of any number of them.
+
+  Only the half is a mean of two, which is inf if one is: never reached.
   """
   ordered = sorted(values)
   n = len(ordered)
@@ -353,10 +370,11 @@ def main() -> None:
   results['load'].append(load())
   print(f'\nload average of the last minute: {load()}')
   if args.json:
-    pathlib.Path(args.json).write_text(json.dumps(results, indent=2) + '\n')
+    pathlib.Path(args.json).write_text(
+        json.dumps(finite(results), indent=2) + '\n')
   if args.picture:
     from peers_picture import draw
-    draw(results, args.picture)
+    draw(finite(results), args.picture)
 
 
 if __name__ == '__main__':

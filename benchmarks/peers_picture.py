@@ -20,9 +20,9 @@ COLOURS = {'flax_imdb': '#0b6e4f', 'keras_jax': '#c1666b',
 
 
 def fastest(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-  """The row of each system with the smallest ratio of time."""
+  """The row of each system with the smallest ratio of time, if it has one."""
   return {name: min((row for row in rows if row['system'] == name),
-                    key=lambda row: row['ratio'])
+                    key=lambda row: row['ratio'] or float('inf'))
           for name in NAMES if any(row['system'] == name for row in rows)}
 
 
@@ -40,14 +40,13 @@ def draw(results: dict[str, Any], path: str) -> None:
       squeeze=False, sharex=True)
   for axis, name in zip(axes[:, 0], shown, strict=True):
     best = fastest(results[name]['rows'])
-    # Never reached: no bar, and said so.
-    ratios = [row['ratio'] if row['ratio'] < float('inf') else 0
-              for row in best.values()]
+    ratios = [row['ratio'] or 0 for row in best.values()]  # 0: never reached
     bars = axis.barh([NAMES[system] for system in best], ratios,
                      color=[COLOURS[system] for system in best])
-    axis.bar_label(bars, [f'{ratio:.2f}' if ratio else 'not reached'
+    axis.bar_label(bars, [f'{ratio:.2f}' if ratio else 'never'
                           for ratio in ratios], padding=3, fontsize=8)
-    axis.axvline(1, color='#0b6e4f', linewidth=0.8)
+    axis.axvline(1, color='#0b6e4f', linewidth=0.8, zorder=0)
+    axis.margins(x=0.08)
     axis.invert_yaxis()
     axis.set_title(TABLES[name], loc='left', fontsize=9)
     axis.tick_params(labelsize=8)
