@@ -369,6 +369,16 @@ def test_importing_starts_nothing_heavy(module):
   assert out == '[]\n'
 
 
+def test_a_run_on_a_cpu_starts_without_what_it_may_never_need():
+  code = ('import sys, flax_imdb.train.loop, flax_imdb.train.selftrain\n'
+          'heavy = {"jax.experimental.pallas", "scipy.sparse", "pyarrow",\n'
+          '         "scipy.special", "scipy.optimize", "tensorflow_datasets"}\n'
+          'print(sorted(heavy & set(sys.modules)))')
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+                       capture_output=True, text=True, check=True).stdout
+  assert out == '[]\n'
+
+
 def test_a_jaxlib_that_computes_wrongly_is_refused(monkeypatch, capsys):
   """tests/model/test_compiler.py finds whether the one in use does."""
   monkeypatch.setattr(importlib.metadata, 'version', lambda name: '0.10.2')

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from flax_imdb.errors import UserError
 from flax_imdb.inference import calibration, evaluate
@@ -97,7 +97,7 @@ def _confidence(logits: np.ndarray) -> np.ndarray:
   if logits.ndim == 1:
     return np.abs(logits)
   largest = np.sort(logits, axis=1)
-  return largest[:, -1] - special.logsumexp(largest[:, :-1], axis=1)
+  return largest[:, -1] - scipy.special.logsumexp(largest[:, :-1], axis=1)
 
 
 def _curves(logits: np.ndarray, labels: np.ndarray,
@@ -127,7 +127,7 @@ def _against_the_others(
         tuple[str, np.ndarray, np.ndarray]]:
   """Name, scores float64 [n] and bool [n] of each class that can be told."""
   columns = ([(1, logits)] if logits.ndim == 1 else
-             list(enumerate(special.log_softmax(logits, axis=1).T)))
+             list(enumerate(scipy.special.log_softmax(logits, axis=1).T)))
   for k, scores in columns:
     is_one = labels == k
     if is_one.any() and not is_one.all():

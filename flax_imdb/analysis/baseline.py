@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from flax_imdb.checkpoint import run
 from flax_imdb.config import validates
@@ -72,9 +72,9 @@ def _fitted(splits: dict[str, Reviews], names: list[str],
       splits[name].labels) for name in names}
 
 
-def _counts(reviews: Reviews, vocab_size: int) -> sparse.csr_matrix:
+def _counts(reviews: Reviews, vocab_size: int) -> 'scipy.sparse.csr_matrix':
   """float64 [n, vocab_size], how often each id is in each review."""
-  matrix = sparse.csr_matrix(
+  matrix = scipy.sparse.csr_matrix(
       (np.ones(len(reviews.ids)), reviews.ids.astype(np.int64),
        reviews.offsets), (len(reviews), vocab_size))
   matrix.sum_duplicates()

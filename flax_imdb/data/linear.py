@@ -10,14 +10,14 @@ class has log-odds and weights of its own.
 from collections.abc import Callable
 
 import numpy as np
-from scipy import optimize, sparse, special
+import scipy
 
 _STRENGTH = 0.1  # C: the inverse of the weights' penalty
 _MOST_STEPS = 30  # of L-BFGS; more fit the training reviews alone
 
 
-def fit(present: sparse.csr_matrix, log_odds: np.ndarray, targets: np.ndarray,
-        counts: np.ndarray | None = None) -> np.ndarray:
+def fit(present: 'scipy.sparse.csr_matrix', log_odds: np.ndarray,
+        targets: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
   """Fits weights for each n-gram: those of a review add up to its logits.
 
   Args:
@@ -33,7 +33,7 @@ def fit(present: sparse.csr_matrix, log_odds: np.ndarray, targets: np.ndarray,
   if targets.shape[1] > 2:
     return _fit_each(present, log_odds, targets, counts)
   log_odds, targets = log_odds[:, 0], targets[:, 1]
-  x = sparse.csr_matrix((log_odds[present.indices], present.indices,
+  x = scipy.sparse.csr_matrix((log_odds[present.indices], present.indices,
                          present.indptr), present.shape)
   def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
     z = (x @ weights.astype(np.float32)).astype(np.float64)
@@ -46,13 +46,13 @@ def fit(present: sparse.csr_matrix, log_odds: np.ndarray, targets: np.ndarray,
   return (weights * log_odds).astype(np.float32)
 
 
-def _fit_each(present: sparse.csr_matrix, log_odds: np.ndarray,
+def _fit_each(present: 'scipy.sparse.csr_matrix', log_odds: np.ndarray,
               targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
   """As `fit`, of K > 2 classes: cross entropy of the softmax."""
   def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
     weights = flat.reshape(log_odds.shape)
     z = (present @ (weights * log_odds).astype(np.float32)).astype(np.float64)
-    total = special.logsumexp(z, axis=1)
+    total = scipy.special.logsumexp(z, axis=1)
     loss = counts * (total - (targets * z).sum(axis=1))
     error = counts[:, None] * (np.exp(z - total[:, None]) - targets)
     slope = log_odds * (present.T @ error.astype(np.float32))
@@ -65,6 +65,6 @@ def _fit_each(present: sparse.csr_matrix, log_odds: np.ndarray,
 
 def _least(loss_and_gradient: Callable, count: int) -> np.ndarray:
   """float64 [count], where the loss is least, or nearly so."""
-  return optimize.minimize(
+  return scipy.optimize.minimize(
       loss_and_gradient, np.zeros(count), jac=True, method='L-BFGS-B',
       options={'maxiter': _MOST_STEPS, 'maxcor': 5}).x

@@ -12,7 +12,7 @@ import os
 
 from ml_collections import ConfigDict
 import numpy as np
-from scipy import sparse
+import scipy
 
 from flax_imdb.data import classes, linear
 from flax_imdb.data.reviews import Reviews
@@ -123,7 +123,8 @@ def fit(config: ConfigDict, reviews: Reviews, pairs: np.ndarray | None = None,
         reviews, shares, data.log_odds_order, data.log_odds_ngrams)
     if 'linear' in inputs:
       ones = np.ones(len(present[0]), np.float32)
-      matrix = sparse.csr_matrix((ones, present), (len(reviews), len(keys)))
+      matrix = scipy.sparse.csr_matrix(
+          (ones, present), (len(reviews), len(keys)))
       known = shares.sum(axis=1) > 0
       counts = classes.weights(
           config.class_weights, reviews.labels, class_count)

@@ -10,7 +10,7 @@ Logits are float [n] of two classes, [n, C] of C > 2; labels int [n].
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from flax_imdb.checkpoint.run import TEMPERATURES
 from flax_imdb.inference.evaluate import predicted, score
@@ -70,7 +70,7 @@ def _slope(scaled: np.ndarray, z: np.ndarray, labels: np.ndarray) -> float:
   """The slope of the mean loss of `scaled` in the factor that scales z."""
   if z.ndim == 1:
     return ((_logistic(scaled) - labels) * z).mean()
-  expected = (special.softmax(scaled, axis=1) * z).sum(axis=1)
+  expected = (scipy.special.softmax(scaled, axis=1) * z).sum(axis=1)
   return (expected - z[np.arange(len(z)), labels]).mean()
 
 
@@ -95,7 +95,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
   """
   z = logits.astype(np.float64)
   confidence = (_logistic(np.abs(z)) if z.ndim == 1
-                else special.softmax(z, axis=1).max(axis=1))
+                else scipy.special.softmax(z, axis=1).max(axis=1))
   right = predicted(z) == labels
   bins = np.searchsorted(np.linspace(0, 1, _BINS + 1), confidence)
   return [{'n': int(inside.sum()),

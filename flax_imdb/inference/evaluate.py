@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from scipy import special
+import scipy
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
@@ -118,7 +118,7 @@ def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """float64 [n] nats, of logits and labels as `score` takes them."""
   if logits.ndim == 1:
     return np.logaddexp(0, logits) - logits * labels
-  return special.logsumexp(logits, axis=1) - np.take_along_axis(
+  return scipy.special.logsumexp(logits, axis=1) - np.take_along_axis(
       logits, labels[:, None].astype(int), axis=1)[:, 0]
 
 

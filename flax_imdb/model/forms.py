@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flax_imdb.cluster import devices
 from flax_imdb.errors import UserError
-from flax_imdb.model import gpu_kernel, joint, loop, tpu_kernel
+from flax_imdb.model import joint, loop
 
 # Steps and reviews of the layer that is compiled to see whether it can be.
 _TRIED = 128, 512
@@ -80,9 +80,13 @@ def _kernel(layer: Layer, device: jax.Device) -> tuple[str, str]:
   if devices.debugging():
     return 'scan', 'config.debug runs without jit'
   if device.platform == 'tpu':
+    # Only now, as below: no run on a CPU has use for Pallas, which takes longer
+    # to import than Flax.
+    from flax_imdb.model import tpu_kernel
     form, why = 'tpu', tpu_kernel.refusal(
         layer.width, layer.features, layer.dtype, kind)
   elif 'NVIDIA' in kind:
+    from flax_imdb.model import gpu_kernel
     form, why = 'gpu', gpu_kernel.refusal(layer.width, layer.dtype)
   else:
     return 'scan', (f'{kind} is no TPU and no GPU of NVIDIA, which have a '
@@ -125,6 +129,10 @@ def recurrence(form: str, cell: str, weights: Sequence[dict[str, jax.Array]],
   if form == 'loop':
     return loop.recurrence(
         cell, weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype)
-  return (gpu_kernel if form == 'gpu' else tpu_kernel).lstm(
+  if form == 'gpu':
+    from flax_imdb.model import gpu_kernel as kernel
+  else:
+    from flax_imdb.model import tpu_kernel as kernel  # type: ignore[no-redef]
+  return kernel.lstm(
       weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype,
       interpret=form == 'interpret')

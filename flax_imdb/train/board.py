@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from scipy import special
+import scipy
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import devices, processes
@@ -177,9 +177,9 @@ def pr_curves(logits: np.ndarray, labels: np.ndarray, names: Sequence[str],
 
   z = logits.astype(np.float64) / temperature
   if z.ndim == 1:
-    chosen = {1: special.expit(z)}
+    chosen = {1: scipy.special.expit(z)}
   else:
-    p_NK = special.softmax(z, axis=1)
+    p_NK = scipy.special.softmax(z, axis=1)
     chosen = {k: p_NK[:, k] for k in range(min(len(names), _MOST_CURVES))}
   return [summary.pr_curve(f'test/{names[k]}', labels == k, p, _THRESHOLDS)
           for k, p in chosen.items()]

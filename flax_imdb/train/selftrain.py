@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
-from scipy import special
+import scipy
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
@@ -121,7 +121,7 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
                     f'{share[most]:.1%} of them {found.labels[most]}')
   divided = logits / found.temperature
   return (1 / (1 + np.exp(-divided)) if logits.ndim == 1
-          else special.softmax(divided, axis=1)), {
+          else scipy.special.softmax(divided, axis=1)), {
       'run': teacher, 'step': found.step, 'temperature': found.temperature,
       'params_sha256': classifier.params_sha256(
           devices.to_host(found.params))}
