@@ -277,7 +277,7 @@ def test_ctrl_c_leaves_one_line_with_the_command_that_goes_on(
       r'epoch 1/400 ', r'run +\S* +0% ', r'train +0\.\d{4} ',
       r'validation +0\.\d{4} ', r'step \d+ of 2,800 +[\d,]+ reviews/s',
       r'[\d,]+ tokens/s', r'memory \d\.\d\d GB  2 x cpu',
-      'recurrence: scan on'):
+      'recurrence: loop on'):
     assert re.search(found, re.sub(r'\x1b\[[\d;]*m', '', output)), found
   assert output.isascii() == bool(variables)
   assert bool(_colours(output)) != bool(variables)
