@@ -19,7 +19,7 @@ import numpy as np
 from flax_imdb.data import classes
 from flax_imdb.data.tokenizer import START_ID, UNKNOWN_ID
 from flax_imdb.errors import UserError
-from flax_imdb.model import forms, loop, word_head
+from flax_imdb.model import counted_loop, forms, word_head
 from flax_imdb.model.recurrent import RecurrentLayer, Summary
 
 # Numbers in float32, so 1 GiB and 8 GiB, for a config.json may be a stranger's;
@@ -190,8 +190,8 @@ class SentimentClassifier(nn.Module):
     params = self.variables['params']
     weights = [params[name]['steps']['cell'] for name in names]
     if self.recurrence == 'loop' and not keep_states:
-      return list(loop.summaries(self.cell, weights, x_TSE, lengths_S,
-                                 reverse=reverse, dtype=dtype))
+      return list(counted_loop.summaries(
+          self.cell, weights, x_TSE, lengths_S, reverse=reverse, dtype=dtype))
     states = forms.recurrence(
         self.recurrence, self.cell, weights, x_TSE, lengths_S, reverse=reverse,
         dtype=dtype, remat=self.remat)

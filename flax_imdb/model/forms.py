@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from flax_imdb.cluster import devices
 from flax_imdb.errors import UserError
-from flax_imdb.model import joint, loop
+from flax_imdb.model import counted_loop, joint
 
 # Steps and reviews of the layer that is compiled to see whether it can be.
 _TRIED = 128, 512
@@ -127,7 +127,7 @@ def recurrence(form: str, cell: str, weights: Sequence[dict[str, jax.Array]],
         cell, weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype,
         remat=remat)
   if form == 'loop':
-    return loop.recurrence(
+    return counted_loop.recurrence(
         cell, weights, x_TBE, lengths_B, reverse=reverse, dtype=dtype)
   if form == 'gpu':
     from flax_imdb.model import gpu_kernel as kernel

@@ -18,10 +18,10 @@ from flax_imdb.cluster.devices import data_parallel
 from flax_imdb.errors import UserError
 from flax_imdb.model import (
   classifier,
+  counted_loop,
   forms,
   gpu_kernel,
   joint,
-  loop,
   tpu_kernel,
 )
 from flax_imdb.model.recurrent import CELLS, RecurrentLayer
@@ -29,7 +29,7 @@ from flax_imdb.model.recurrent import CELLS, RecurrentLayer
 BOTH = (False, True)
 FORMS = {
     'joint': functools.partial(joint.recurrence, 'lstm'),
-    'loop': functools.partial(loop.recurrence, 'lstm'),
+    'loop': functools.partial(counted_loop.recurrence, 'lstm'),
     'tpu': functools.partial(tpu_kernel.lstm, interpret=True),
     'gpu': functools.partial(gpu_kernel.lstm, interpret=True)}
 
@@ -184,7 +184,7 @@ def test_members_learn_side_by_side_in_the_step_of_all_devices(form):
 def test_a_loop_ends_with_the_longest_review(cell, gates, longest):
   weights, x, lengths, d_states = _inputs(9, 6, 5, 8, gates=gates)
   lengths = np.minimum(lengths, longest)
-  form = functools.partial(loop.recurrence, cell)
+  form = functools.partial(counted_loop.recurrence, cell)
   got, want = (_run(f, (weights, x, lengths, d_states), BOTH)
                for f in (form, functools.partial(_scan, cell=cell)))
   assert max(_errors(got, want)) < 1e-5
