@@ -25,6 +25,7 @@ class FlaxImdb:
             steps_per_epoch: int) -> None:
     """Makes a model and what trains it; config.seed alone gives the weights."""
     del weights  # the weights are those that `prepare` wrote
+    import jax
     from ml_collections import ConfigDict
 
     from flax_imdb.cluster import devices
@@ -35,7 +36,9 @@ class FlaxImdb:
     from flax_imdb.train.step import init_state, make_train_step
     config = ConfigDict(recipe)
     config.model.mask_padding = padding != 'plain'
-    model = classifier.build_model(config)
+    model = classifier.for_device(
+        config, classifier.build_model(config), jax.local_devices()[0],
+        lambda text: None)
     optimizer = build_optimizer(config, steps_per_epoch)
     self._devices = devices
     self._state = devices.replicate(
