@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
   config.data.bucket_width = 200  # tokens; five widths to compile
   config.model.embedding_dim = 256  # theirs: 300, which a TPU pads to 384
   config.model.width = 512  # units a direction
+  config.model.recurrence = 'scan'  # what the estimate is of
   config.model.pooling = 'max'  # of the states
   config.model.hidden_dim = 0  # the logit is of the pooled states
   config.model.word_dropout = 0.0  # no words read as unknown
