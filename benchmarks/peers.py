@@ -149,7 +149,7 @@ def table(title: str, unit: str, seconds: Seconds, convert=lambda s: s,
     convert: seconds to what is printed.
     evaluating: whether the size of batches evaluated is told.
   """
-  print(f'{title}\n\n| | given | {unit}: median | best | ratio | quartiles |\n'
+  print(f'\n{title}\n\n| | given | {unit}: median | best | ratio | quartiles |\n'
         '|---|---|---|---|---|---|')
   rows = []
   ours = next(iter(seconds.values()))
@@ -355,14 +355,14 @@ def main() -> None:
       for kind, seconds in startup(
           ways['startup'], directory, args.rounds).items():
         results[f'startup_{kind}'] = table(
-            '\nstart to the first finished step of configs/notebook.py, '
+            'start to the first finished step of configs/notebook.py, '
             f'{kind} compile cache', 's', seconds)
     if 'time_to_accuracy' in ways:
       print()
       for target, seconds in time_to_accuracy(
           ways['time_to_accuracy'], directory, args.seeds, args.limit).items():
         results[f'time_to_{target}'] = table(
-            f'\nstart to an accuracy of {target} on validation, '
+            f'start to an accuracy of {target} on validation, '
             'configs/words.py, nothing compiled; a round is a seed', 's',
             seconds, evaluating=True)
     if 'memory' in ways:
