@@ -149,8 +149,8 @@ def table(title: str, unit: str, seconds: Seconds, convert=lambda s: s,
     convert: seconds to what is printed.
     evaluating: whether the size of batches evaluated is told.
   """
-  print(f'\n{title}\n\n| | given | {unit}: median | best | ratio | quartiles |\n'
-        '|---|---|---|---|---|---|')
+  print(f'\n{title}\n\n| | given | {unit}: median | best | ratio '
+        '| quartiles |\n|---|---|---|---|---|---|')
   rows = []
   ours = next(iter(seconds.values()))
   for way, times in seconds.items():
