@@ -36,9 +36,9 @@ class Cudnn(classifier.SentimentClassifier):
   States past a review's end are 0, and no mean or maximum reads them.
   """
 
-  def _read(self, layer, x_TSE, lengths_S):
+  def _read(self, layer, x_TSE, lengths_S, keep_states):
     if self.is_initializing():
-      return super()._read(layer, x_TSE, lengths_S)
+      return super()._read(layer, x_TSE, lengths_S, keep_states)
     cells = [self.variables['params'][f'{direction}_{layer}']['steps']['cell']
              for direction in self.directions]
     kernels = [cell[name].T.ravel() for cell in cells
