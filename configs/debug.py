@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
   config.model.embedding_dim = 4  # features a word
   config.model.width = 4  # units
   config.model.hidden_dim = 4  # units of the dense layer
+  config.model.recurrence = 'scan'  # there is no loop without jit
   return config
