@@ -18,6 +18,7 @@ BESIDE = {'README.md': 'index.md', 'RESULTS.md': 'RESULTS.md',
           'CHANGELOG.md': 'CHANGELOG.md', 'CONTRIBUTING.md': 'CONTRIBUTING.md',
           'examples/tour.ipynb': 'tour.md',
           'benchmarks/gradient.png': 'gradient.png',
+          'benchmarks/first_run.png': 'first_run.png',
           'benchmarks/peers.png': 'peers.png',
           'benchmarks/scaling.png': 'scaling.png'}
 
