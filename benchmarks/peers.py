@@ -197,24 +197,26 @@ def quartiles(values: list[float]) -> list[float]:
 def compare(op: str, name: str, ways: list[Way], workers: dict[Any, Worker],
             rounds: int) -> Seconds:
   """Builds and checks what a table needs, warms it up, and times it."""
-  def ask(op: str, way: Way, **request: Any) -> dict[str, Any]:
+  def ask(way: Way, **request: Any) -> dict[str, Any]:
+    if op == 'evaluate':
+      request['eval_batch_size'] = way.eval_batch_size
     return workers[way.system, way.setting].ask(
-        op, padding=way.padding, eval_batch_size=way.eval_batch_size, **request)
+        op, padding=way.padding, **request)
 
-  for way in dict.fromkeys(w._replace(eval_batch_size=0) for w in ways):
-    workers[way.system, way.setting].ask('build', padding=way.padding)
+  for system, setting, padding in dict.fromkeys(way[:3] for way in ways):
+    workers[system, setting].ask('build', padding=padding)
+  first = {'count': 1} if op == 'train' else {}
   check_losses(f'{name}: first {op}', {
-      way: ask(op, way, **{'count': 1} if op == 'train' else {})['loss']
-      for way in ways})
+      way: ask(way, **first)['loss'] for way in ways})
   if rounds:
     for _ in range(2):  # every width is compiled, then all runs once as later
       for way in ways:
-        ask(op, way)
+        ask(way)
   seconds: Seconds = {way: [] for way in ways}
   for i in range(rounds):
     for way in rotated(ways, i):
       time.sleep(SETTLE)
-      seconds[way].append(ask(op, way)['seconds'])
+      seconds[way].append(ask(way)['seconds'])
   return seconds
 
 
@@ -265,7 +267,7 @@ def memory(ways: list[Way], directory: str) -> dict[str, Any]:
   for way in ways:
     with Worker(way.system, way.setting, directory) as worker:
       worker.ask('build', padding=way.padding)
-      worker.ask('train', padding=way.padding, eval_batch_size=0)
+      worker.ask('train', padding=way.padding)
       result[way.system] = worker.ask('memory')['mib']
     print(f'{way.system:18}{result[way.system]:10.0f}', flush=True)
   return result

@@ -116,10 +116,8 @@ class Server:
         recipe, padding, load_weights(self._directory, 'notebook'), 1)
     return {}
 
-  def train(self, padding: str, eval_batch_size: int, count: int | None = None
-            ) -> dict:
+  def train(self, padding: str, count: int | None = None) -> dict:
     """Times `count` steps, by default one on each batch."""
-    del eval_batch_size  # each way has one
     trainer = self._trainers[padding]
     start = time.perf_counter()
     for batch in self._batches[padding][:count]:
@@ -159,7 +157,7 @@ def main() -> None:
   server = Server(system, setting, pathlib.Path(folder))
   if padding:
     server.build(*padding)
-    server.train(*padding, eval_batch_size=0, count=1)
+    server.train(*padding, count=1)
     print('first step done', flush=True)
     return
   # Libraries print, too: standard output is kept for answers.

@@ -33,8 +33,9 @@ def fit(present: 'scipy.sparse.csr_matrix', log_odds: np.ndarray,
   if targets.shape[1] > 2:
     return _fit_each(present, log_odds, targets, counts)
   log_odds, targets = log_odds[:, 0], targets[:, 1]
-  x = scipy.sparse.csr_matrix((log_odds[present.indices], present.indices,
-                         present.indptr), present.shape)
+  x = scipy.sparse.csr_matrix((
+      log_odds[present.indices], present.indices, present.indptr),
+      present.shape)
   def loss_and_gradient(weights: np.ndarray) -> tuple[float, np.ndarray]:
     z = (x @ weights.astype(np.float32)).astype(np.float64)
     loss = counts * (np.logaddexp(0, z) - targets * z)
