@@ -22,7 +22,8 @@ import time
 STAGES = [
     ('Python, imports, config', r'\d+ x '),
     ('tokenizer fitted, reviews encoded', r'(?!)'),  # where the next begins
-    ('n-grams counted, linear model fitted', r'counted n-grams in ([\d.]+) s'),
+    ('n-grams counted, linear model fitted',
+     r'(?:counted|read) n-grams in ([\d.]+) s'),
     ('parameters', r'parameters '),
     ('train step compiled, first step', r'first step done'),
     ('steps and validation', r'epoch \d+/\d+ '),

@@ -173,10 +173,12 @@ class Encoded:
     order = np.argsort(validates, kind='stable')
     offsets = np.concatenate([[0], np.cumsum(lengths[order])])
     npz.write_parts(path, {
-        'ids': (int(offsets[-1]), dtype, itertools.chain(of(False), of(True))),
-        'offsets': (len(offsets), np.dtype(np.int64), [offsets]),
-        'labels': (len(labels), np.dtype(np.int16), [labels[order]]),
-        'validation': (1, np.dtype(np.int64), [validates.sum(keepdims=True)])})
+        'ids': ((int(offsets[-1]),), dtype,
+                itertools.chain(of(False), of(True))),
+        'offsets': (offsets.shape, np.dtype(np.int64), [offsets]),
+        'labels': (labels.shape, np.dtype(np.int16), [labels[order]]),
+        'validation': (
+            (1,), np.dtype(np.int64), [validates.sum(keepdims=True)])})
 
 
 def encode_split(

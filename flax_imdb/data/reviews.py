@@ -8,10 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import time
-from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -114,8 +112,8 @@ def training_tokenizer(
     return word_index_tokenizer(data.word_index, data.vocab_size)
   with processes.one_at_a_time():
     fingerprint = sources.prepare(data, announce, progress)
-    path = _cache_path(
-        f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
+    path = cache.path(
+        'ids', f'{data.name}-tokenizer', '.json', fingerprint, data.train_split,
         data.unlabelled_split, validation_split(data),
         data.validation_fraction, data.validation_by, data.vocab_size,
         data.punctuation, groups.VERSION, VERSION)
@@ -244,15 +242,16 @@ def _none_validates(start: int, part: Part) -> np.ndarray:
 def _groups(data: ConfigDict, fingerprint: str, n: int, announce: Announce,
             progress: ShowProgress) -> np.ndarray:
   """Bool [n], which of the training reviews validate, from the cache or not."""
-  path = _cache_path(f'{data.name}-validation', '.npz', fingerprint,
-                     data.train_split, data.validation_fraction, groups.VERSION)
+  path = cache.path(
+      'ids', f'{data.name}-validation', '.npz', fingerprint, data.train_split,
+      data.validation_fraction, groups.VERSION)
   count = round(n * data.validation_fraction)
   def checked(arrays: dict[str, np.ndarray]) -> np.ndarray:
     validates = arrays['validates']
     if validates.shape != (n,) or validates.sum() != count:
       raise ValueError(f'not {count} of {n}')
     return validates > 0
-  validates = _cached(path, checked, announce)
+  validates = npz.cached(path, checked, announce)
   if validates is None:
     start = time.perf_counter()
     progress('grouping by names', 0, 0)
@@ -283,7 +282,7 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
     if not 0 <= count <= len(reviews):
       raise ValueError(f'{count} of {len(reviews)} reviews validate')
     return reviews, count
-  found = _cached(path, checked, announce)
+  found = npz.cached(path, checked, announce)
   if found is None:
     start = time.perf_counter()
     validates = (_validating(data, fingerprint, announce, progress)
@@ -293,18 +292,6 @@ def _encoded(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
     found = made(npz.map_arrays(path))
   return found
-
-
-def _cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
-            announce: Announce) -> Any:
-  """What `checked` makes of arrays that `_write` wrote; None without them."""
-  if not path.exists():
-    return None
-  try:
-    return checked(npz.map_arrays(path))
-  except npz.ERRORS as e:
-    announce(f'{path} is damaged ({e}); making it again')
-    return None
 
 
 def _check_reviews(
@@ -325,12 +312,5 @@ def _ids_path(data: ConfigDict, fingerprint: str, tokenizer: Tokenizer,
   divided = (tfds_split == data.train_split and not validation_split(data)
              and data.validation_fraction and (
                  data.validation_fraction, data.validation_by, groups.VERSION))
-  return _cache_path(data.name, '.npz', fingerprint, tfds_split, divided,
-                     tokenizer.to_str(), VERSION)
-
-
-def _cache_path(name: str, suffix: str, *key) -> pathlib.Path:
-  """Where something is kept that depends on `key`."""
-  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-  return (cache.directory() / 'ids'
-          / f'{name.replace("/", "-")}-{digest}{suffix}')
+  return cache.path('ids', data.name, '.npz', fingerprint, tfds_split, divided,
+                    tokenizer.to_str(), VERSION)

@@ -1,8 +1,10 @@
-"""The cache of all runs: token ids, compiled programs and generated data."""
+"""The cache of all runs: ids, n-grams, compiled programs, generated data."""
 
 from collections.abc import Iterator
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import pathlib
 
@@ -11,6 +13,12 @@ def directory() -> pathlib.Path:
   """Where the cache is, made or not."""
   base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(base) / 'flax_imdb'
+
+
+def path(folder: str, name: str, suffix: str, *key) -> pathlib.Path:
+  """Where in a folder of the cache something is kept that depends on `key`."""
+  digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+  return directory() / folder / f'{name.replace("/", "-")}-{digest}{suffix}'
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 NumPy makes an array as large as its header says. Nothing is ever unpickled.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import io
 import math
 import mmap
@@ -75,6 +75,22 @@ def map_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   return arrays
 
 
+def cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
+           announce: Callable[[str], None]) -> Any:
+  """What `checked` makes of the arrays in a file; None if they must be made.
+
+  That is where there is no file, or one that is damaged, which `announce` is
+  told: `checked` raises one of `ERRORS` for what is not as it was written.
+  """
+  if not path.exists():
+    return None
+  try:
+    return checked(map_arrays(path))
+  except ERRORS as e:
+    announce(f'{path} is damaged ({e}); making it again')
+    return None
+
+
 def release(array: np.ndarray) -> None:
   """Gives back the memory of an array of `map_arrays`, which stays as it is.
 
@@ -120,19 +136,19 @@ def write_arrays(path: str | os.PathLike[str], *arrays: np.ndarray,
 
 
 def write_parts(path: pathlib.Path, arrays: Mapping[
-    str, tuple[int, np.dtype, Iterable[np.ndarray]]]) -> None:
+    str, tuple[tuple[int, ...], np.dtype, Iterable[np.ndarray]]]) -> None:
   """Writes what `map_arrays` maps, of arrays that may be larger than memory.
 
-  By name: the numbers of an array, their dtype, and its parts, which are of one
-  dimension. Errors as of `files.replacing`.
+  By name: the shape of an array, its dtype, and its parts, which are its rows
+  in their order. Errors as of `files.replacing`.
   """
   with (files.replacing(path) as file,
         zipfile.ZipFile(file, 'w') as archive):
-    for name, (count, dtype, parts) in arrays.items():
+    for name, (shape, dtype, parts) in arrays.items():
       with archive.open(f'{name}.npy', 'w', force_zip64=True) as f:
         # Numbers begin at a multiple of their size: a mapped array is aligned.
         about = repr({'descr': np.lib.format.dtype_to_descr(dtype),
-                      'fortran_order': False, 'shape': (count,)}).encode()
+                      'fortran_order': False, 'shape': shape}).encode()
         padding = -(file.tell() + len(_MAGIC) + 2 + len(about) + 1) % 64
         f.write(_MAGIC + struct.pack('<H', len(about) + padding + 1) + about
                 + b' ' * padding + b'\n')

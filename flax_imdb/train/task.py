@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import validates
-from flax_imdb.data import classes, ngrams, pseudo_labels, sources
+from flax_imdb.data import classes, counting, ngrams, pseudo_labels, sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.reading import Reading, Share
@@ -111,7 +110,8 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
       data_sha256(tokenizer, split)
       for split in (train_reviews, *splits.values())))
   known, train_reviews = _ngrams(
-      config, workdir, terminal, train_reviews, len(labels))
+      config, workdir, terminal, train_reviews,
+      data_sha256(tokenizer, train_reviews), len(labels))
   run.begin_directory(workdir, config, tokenizer, known, labels)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
@@ -186,18 +186,16 @@ def _begun(config: ConfigDict, workdir: str) -> str | None:
 
 
 def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
-            reviews: Reviews, class_count: int) -> tuple[Ngrams, Reviews]:
-  """As `ngrams.fit`; pairs are the run's own, as words are in `_tokenizer`."""
+            reviews: Reviews, fingerprint: str, class_count: int) -> tuple[
+                Ngrams, Reviews]:
+  """As `counting.fit`; pairs are the run's own, as words in `_tokenizer`."""
   if config.model.inputs == 'words':
-    return ngrams.fit(config, reviews)
-  start, pairs = time.perf_counter(), None
+    return counting.fit(config, reviews)
+  pairs = None
   source = _begun(config, workdir)
   if source and not run.is_pretraining(source):  # which knows no pairs
     pairs = ngrams.load(f'{source}/ngrams.npz', config,
                         len(run.read_labels(source))).pairs
   terminal.progress('counting n-grams', 0, 0)
-  known, annotated = ngrams.fit(config, reviews, pairs, class_count)
-  terminal.announce(
-      f'counted n-grams in {time.perf_counter() - start:.1f} s: '
-      f'{len(known.pairs):,} pairs to embed, {len(known.keys):,} with log-odds')
-  return known, annotated
+  return counting.fit_or_read(
+      config, reviews, fingerprint, terminal.announce, pairs, class_count)

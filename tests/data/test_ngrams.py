@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flax_imdb.config import load_config
-from flax_imdb.data import linear, ngrams
+from flax_imdb.data import counting, linear, ngrams
 from flax_imdb.data.reviews import Reviews, joined
 from flax_imdb.errors import UserError
 
@@ -70,7 +70,7 @@ def _plain_log_odds(reviews, order, others):
 
 def test_log_odds_of_unseen_reviews_are_of_all_training_reviews():
   reviews = _reviews()
-  known, _ = ngrams.fit(_config(), reviews)
+  known, _ = counting.fit(_config(), reviews)
   got = known.annotate(reviews).features['log_odds']
   assert got.shape == (len(reviews.ids), 3) and got.dtype == np.float32
   for order in (1, 2, 3):
@@ -81,7 +81,7 @@ def test_log_odds_of_unseen_reviews_are_of_all_training_reviews():
 
 def test_log_odds_to_train_with_are_of_the_other_folds():
   reviews = _reviews()
-  _, annotated = ngrams.fit(_config(), reviews)
+  _, annotated = counting.fit(_config(), reviews)
   fold = np.random.default_rng(0).integers(10, size=60)
   for order in (1, 2, 3):
     np.testing.assert_allclose(
@@ -92,11 +92,11 @@ def test_log_odds_to_train_with_are_of_the_other_folds():
 
 def test_a_reviews_own_label_changes_nothing_that_it_is_trained_with():
   reviews = _reviews()
-  _, before = ngrams.fit(_config(), reviews)
+  _, before = counting.fit(_config(), reviews)
   labels = reviews.labels.copy()
   labels[0] ^= 1
   fold = np.random.default_rng(0).integers(10, size=60)
-  _, after = ngrams.fit(_config(), _reviews(labels=labels))
+  _, after = counting.fit(_config(), _reviews(labels=labels))
   changed = (before.features['log_odds'] != after.features['log_odds']).any(
       axis=1)
   for row in range(60):
@@ -112,7 +112,7 @@ LINEAR = 'words+log_odds+linear'
 def test_of_several_classes_each_has_its_own_log_odds():
   """Those of a class against all others, as if these were one."""
   labels = np.random.default_rng(4).integers(0, 3, 60).astype(np.int16)
-  known, annotated = ngrams.fit(
+  known, annotated = counting.fit(
       _config(), _reviews(labels=labels), class_count=3)
   assert known.log_odds.shape == (len(known.keys), 3)
   got = annotated.features['log_odds']
@@ -134,7 +134,7 @@ def test_of_several_classes_each_has_its_own_log_odds():
 def test_of_several_classes_the_linear_model_has_a_logit_each(tmp_path):
   labels = np.random.default_rng(4).integers(0, 3, 60).astype(np.int16)
   config = _config(LINEAR)
-  known, _ = ngrams.fit(config, _reviews(labels=labels), class_count=3)
+  known, _ = counting.fit(config, _reviews(labels=labels), class_count=3)
   ngrams.save(known, tmp_path / 'ngrams.npz')
   loaded = ngrams.load(tmp_path / 'ngrams.npz', config, 3)
   new = _reviews(seed=1, words=9)
@@ -157,26 +157,28 @@ def test_the_linear_model_counts_reviews_as_the_loss_does(monkeypatch):
   reviews = _reviews()
   reviews.labels[:20] = 0
   config = _config(LINEAR)
-  ngrams.fit(config, reviews)
+  counting.fit(config, reviews)
   config.class_weights = 'balanced'
-  ngrams.fit(config, reviews)
+  counting.fit(config, reviews)
   weights = 60 / (2 * np.bincount(reviews.labels))
   assert given[0] is None and weights[1] > weights[0]
   np.testing.assert_allclose(given[1], weights[reviews.labels])
 
 
-@pytest.mark.parametrize('most', ['_MOST_FEATURES', '_MOST_COUNTS'])
-def test_classes_that_would_fill_the_memory_are_refused(most, monkeypatch):
+@pytest.mark.parametrize('where, most', [
+    (counting, '_MOST_FEATURES'), (ngrams, '_MOST_COUNTS')])
+def test_classes_that_would_fill_the_memory_are_refused(
+    where, most, monkeypatch):
   labels = np.random.default_rng(4).integers(0, 3, 60).astype(np.int16)
-  monkeypatch.setattr(ngrams, most, 100)
-  ngrams.fit(_config(), _reviews())  # of two it does not matter
+  monkeypatch.setattr(where, most, 100)
+  counting.fit(_config(), _reviews())  # of two it does not matter
   with pytest.raises(UserError, match='3 classes.* --config'):
-    ngrams.fit(_config(), _reviews(labels=labels), class_count=3)
+    counting.fit(_config(), _reviews(labels=labels), class_count=3)
 
 
 def test_the_linear_model_counts_each_ngram_of_a_review_once():
   reviews = _reviews()
-  known, _ = ngrams.fit(_config(LINEAR), reviews)
+  known, _ = counting.fit(_config(LINEAR), reviews)
   weights = dict(zip(known.keys.tolist(), known.weights.tolist(), strict=True))
   new = _reviews(seed=1, words=9)
   got = known.annotate(new).linear
@@ -199,7 +201,7 @@ def _soft(reviews, seed=3):
 
 def test_a_pseudo_label_counts_for_each_class_what_it_says():
   reviews = _soft(_reviews())
-  known, annotated = ngrams.fit(_config(), reviews)
+  known, annotated = counting.fit(_config(), reviews)
   got = known.annotate(reviews).features['log_odds']
   fold = np.random.default_rng(0).integers(10, size=60)
   for order in (1, 2, 3):
@@ -217,8 +219,8 @@ def test_a_review_without_label_counts_for_no_class(dtype):
   labels = np.append(reviews.labels, np.full(60, -1)).astype(dtype)
   both = dataclasses.replace(
       joined(reviews, _reviews(seed=1, words=9)), labels=labels)
-  known, annotated = ngrams.fit(_config(), both)
-  alone, _ = ngrams.fit(_config(), reviews)
+  known, annotated = counting.fit(_config(), both)
+  alone, _ = counting.fit(_config(), reviews)
   new = _reviews(seed=2, words=9)
   np.testing.assert_allclose(
       known.annotate(new).features['log_odds'],
@@ -230,7 +232,7 @@ def test_a_review_without_label_counts_for_no_class(dtype):
 
 def test_pairs_are_numbered_and_rare_ones_are_0():
   reviews = _reviews()
-  known, annotated = ngrams.fit(_config(), reviews)
+  known, annotated = counting.fit(_config(), reviews)
   counts = collections.Counter(
       g for row in _rows(reviews) for g in _grams(row, 2) if g)
   ids = {}
@@ -252,7 +254,7 @@ def test_pairs_are_numbered_and_rare_ones_are_0():
 def test_the_most_frequent_are_kept():
   config = _config()
   config.data.bigrams, config.data.log_odds_ngrams = 6, 3
-  known, _ = ngrams.fit(config, _reviews())
+  known, _ = counting.fit(config, _reviews())
   assert len(known.pairs) == 5 and len(known.keys) == 9
   counts = collections.Counter(
       g for row in _rows(_reviews()) for g in _grams(row, 2) if g)
@@ -265,13 +267,14 @@ def test_the_most_frequent_are_kept():
 def test_no_ngram_goes_over_the_start_of_a_review():
   reviews = Reviews(np.array([1, 5, 1, 6, 1, 5, 1, 6], np.uint16),
                     np.array([0, 2, 4, 6, 8]), np.array([0, 1, 0, 1], np.int8))
-  known, _ = ngrams.fit(_config(), reviews)
+  known, _ = counting.fit(_config(), reviews)
   assert len(known.pairs) == 2  # of the start and 5, and 6
   assert len(known.keys) == 3 + 2
 
 
 def test_a_review_alone_is_annotated_as_among_many():
-  known, _ = ngrams.fit(_config('words+bigrams+log_odds+linear'), _reviews(200))
+  known, _ = counting.fit(
+      _config('words+bigrams+log_odds+linear'), _reviews(200))
   unseen = _reviews(300, words=9, seed=1)
   assert len(unseen.ids) > len(known.keys)  # looked up another way than one is
   whole = known.annotate(unseen)
@@ -287,7 +290,7 @@ def test_a_review_alone_is_annotated_as_among_many():
 
 def test_what_is_saved_answers_as_what_was_learned(tmp_path):
   config, reviews = _config(), _reviews()
-  known, _ = ngrams.fit(config, reviews)
+  known, _ = counting.fit(config, reviews)
   ngrams.save(known, tmp_path / 'ngrams.npz')
   loaded = ngrams.load(tmp_path / 'ngrams.npz', config)
   new = _reviews(seed=1, words=9)
@@ -298,7 +301,7 @@ def test_what_is_saved_answers_as_what_was_learned(tmp_path):
 
 def test_a_linear_model_that_is_saved_answers_as_what_was_learned(tmp_path):
   config = _config(LINEAR)
-  known, _ = ngrams.fit(config, _reviews())
+  known, _ = counting.fit(config, _reviews())
   ngrams.save(known, tmp_path / 'ngrams.npz')
   loaded = ngrams.load(tmp_path / 'ngrams.npz', config)
   new = _reviews(seed=1, words=9)
@@ -310,24 +313,25 @@ def test_a_linear_model_that_is_saved_answers_as_what_was_learned(tmp_path):
 
 
 @pytest.mark.parametrize('inputs', ['words+bigrams', 'words+log_odds'])
-def test_only_what_the_model_reads_is_learned(inputs, tmp_path):
+@pytest.mark.parametrize('class_count', [2, 3])
+def test_only_what_the_model_reads_is_learned(inputs, class_count, tmp_path):
   config = _config(inputs)
-  known, annotated = ngrams.fit(config, _reviews())
+  known, annotated = counting.fit(config, _reviews(), class_count=class_count)
   (name,) = annotated.features
   assert inputs == f'words+{name}'
   ngrams.save(known, tmp_path / 'ngrams.npz')
-  loaded = ngrams.load(tmp_path / 'ngrams.npz', config)
+  loaded = ngrams.load(tmp_path / 'ngrams.npz', config, class_count)
   assert list(loaded.annotate(_reviews()).features) == [name]
 
 
 def test_more_words_than_can_be_counted_are_refused(monkeypatch):
-  monkeypatch.setattr(ngrams, '_MOST_TOKENS', 100)
+  monkeypatch.setattr(counting, '_MOST_TOKENS', 100)
   config, reviews = _config(), _reviews(60)
   assert len(reviews.ids) > 100
   with pytest.raises(UserError, match='give --config.model.inputs=words'):
-    ngrams.fit(config, reviews)
+    counting.fit(config, reviews)
   config.model.inputs = 'words'
-  ngrams.fit(config, reviews)
+  counting.fit(config, reviews)
 
 
 def test_a_model_of_words_needs_no_file(tmp_path):
@@ -337,9 +341,9 @@ def test_a_model_of_words_needs_no_file(tmp_path):
 
 
 def test_pairs_of_a_run_before_are_kept():
-  known, _ = ngrams.fit(_config(), _reviews())
+  known, _ = counting.fit(_config(), _reviews())
   other = _reviews(seed=5)
-  again, annotated = ngrams.fit(_config(), other, known.pairs)
+  again, annotated = counting.fit(_config(), other, known.pairs)
   np.testing.assert_array_equal(again.pairs, known.pairs)
   np.testing.assert_array_equal(
       annotated.features['bigrams'], known.annotate(other).features['bigrams'])
@@ -365,7 +369,7 @@ def _damaged(path, **arrays):
     ids=['missing', 'truncated', 'twice', 'many', 'floats', 'short', 'nan'])
 def test_a_file_that_is_not_whole_is_refused(change, line, tmp_path):
   path, config = tmp_path / 'ngrams.npz', _config()
-  ngrams.save(ngrams.fit(config, _reviews())[0], path)
+  ngrams.save(counting.fit(config, _reviews())[0], path)
   change(path)
   with pytest.raises(UserError, match=line):
     ngrams.load(path, config)
@@ -373,7 +377,7 @@ def test_a_file_that_is_not_whole_is_refused(change, line, tmp_path):
 
 def test_the_parts_of_the_linear_model_are_shared_by_all_places():
   config = _config('words+bigrams+log_odds+linear')
-  known, _ = ngrams.fit(config, _reviews(seed=1))
+  known, _ = counting.fit(config, _reviews(seed=1))
   reviews = _reviews(n=20, words=3, seed=2)  # in which n-grams come again
   parts = known.linear_parts(reviews)
   assert parts.shape == (3, len(reviews.ids), 1)

@@ -11,7 +11,7 @@ from support.models import default_with, drawn_params
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices
-from flax_imdb.data import ngrams
+from flax_imdb.data import counting
 from flax_imdb.data.ngrams import NONE
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.inference import evaluate, explain
@@ -41,7 +41,7 @@ def _model(**fields):
   params['embed']['embedding'] *= 3
   if model.bigram_rows:
     params['bigrams']['embedding'] *= 3
-  known, _ = ngrams.fit(config, _reviews([9] * 40, seed=5))
+  known, _ = counting.fit(config, _reviews([9] * 40, seed=5))
   if config.model.inputs == 'words':
     known = NONE
   return config, model, params, known

@@ -17,7 +17,7 @@ ARRAYS = {
 @pytest.fixture
 def path(tmp_path) -> pathlib.Path:
   npz.write_parts(tmp_path / 'arrays.npz', {
-      name: (len(x), x.dtype, np.array_split(x, 3))
+      name: (x.shape, x.dtype, np.array_split(x, 3))
       for name, x in ARRAYS.items()})
   return tmp_path / 'arrays.npz'
 

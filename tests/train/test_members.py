@@ -7,7 +7,7 @@ import pytest
 from support.models import default_with
 
 from flax_imdb.cluster import devices
-from flax_imdb.data import ngrams
+from flax_imdb.data import counting
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
@@ -40,7 +40,7 @@ def _reviews():
 
 def _trained(config, params=None):
   """(state, metrics) after some steps, from these parameters or drawn ones."""
-  known, reviews = ngrams.fit(config, _reviews())
+  known, reviews = counting.fit(config, _reviews())
   model = classifier.build_model(config)
   optimizer = build_optimizer(config, EPOCH)
   state = init_state(config, model, optimizer)

@@ -9,7 +9,7 @@ from support.command import TINY, run_here
 from support.models import default_with
 
 from flax_imdb.cluster import devices
-from flax_imdb.data import ngrams
+from flax_imdb.data import counting
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import load_splits, training_tokenizer
@@ -45,7 +45,7 @@ def test_the_default_learns_the_same_for_50_steps(form):
       'data.validation_fraction': 0, 'global_batch_size': 16})
   reviews = load_splits(
       config, training_tokenizer(config, print), print, ['train'])['train']
-  _, reviews = ngrams.fit(config, reviews)
+  _, reviews = counting.fit(config, reviews)
   scan, other = (_losses(config, reviews, f) for f in ('scan', form))
   # The rounding of the first step has grown to this after 50 of Adam.
   np.testing.assert_allclose(other, scan, rtol=1e-3)
