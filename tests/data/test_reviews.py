@@ -26,7 +26,9 @@ NAME = 'grammar_reviews'
 def cache(tmp_path, monkeypatch):
   """The directory of cached ids, empty; the reviews are prepared."""
   sources.prepare(data_sets.of(NAME), print)
-  shutil.copytree(sources.data_dir(NAME), tmp_path / 'flax_imdb' / 'tfds')
+  # Of the folder of all data sets another test may be writing another part.
+  shutil.copytree(sources.data_dir(NAME) / NAME,
+                  tmp_path / 'flax_imdb/tfds' / NAME)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   return tmp_path / 'flax_imdb' / 'ids'
 
