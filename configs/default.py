@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
   config.global_batch_size = 64  # reviews a step, over all devices
   # To evaluate and predict: no states are kept, so it may be larger. A review
   # alone takes as long as so many do.
-  config.eval_batch_size = 256  # reviews at once; 0 = global_batch_size
+  config.eval_batch_size = 512  # reviews at once; 0 = global_batch_size
   config.show_examples = 0  # short test reviews to print with their predictions
   config.init_from = ''  # begin with a run directory's or Keras file's weights
   config.objective = 'label'  # or language_model: pretrain, for init_from

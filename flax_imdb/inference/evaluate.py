@@ -37,6 +37,7 @@ def make_forward(model: classifier.SentimentClassifier,
   The batch is one of `classifier.inputs`, after `devices.shard`; `others` are
   devices as in `devices.data_parallel`.
   """
+  model = classifier.to_predict(model, (others or jax.local_devices())[0])
   return devices.data_parallel_forward(
       functools.partial(classifier.predict, model), others)
 

@@ -328,6 +328,18 @@ def for_device(
       config.model.recurrence, _layer(model), device, announce))
 
 
+def to_predict(model: SentimentClassifier,
+               device: jax.Device) -> SentimentClassifier:
+  """The model that predicts the same on this device; see `forms.to_predict`.
+
+  Of several layers a loop would keep the carries of all but the last; and where
+  padding is read there is nothing to leave out, and the last digits are others.
+  """
+  if model.layers > 1 or not model.mask_padding:
+    return model
+  return model.clone(recurrence=forms.to_predict(model.recurrence, device))
+
+
 def explain_form(config: ConfigDict, model: SentimentClassifier,
                  device: jax.Device) -> str:
   """One line on the form of a model of `for_device`, and why it has that."""

@@ -50,6 +50,15 @@ def choose(recurrence: str, layer: Layer, device: jax.Device,
   return form
 
 
+def to_predict(form: str, device: jax.Device) -> str:
+  """The form that predicts on this device what a model of `form` learned.
+
+  Where there is a loop it reads as far as the longest review of a batch, and
+  gives the bits of the scan, which reads the padding behind that, too.
+  """
+  return 'loop' if form == 'scan' and not _no_loop(device) else form
+
+
 def explain(
     form: str, recurrence: str, layer: Layer, device: jax.Device) -> str:
   """One line: the form that `choose` gave for this, and why."""

@@ -1,14 +1,17 @@
 """Every review counts once, and raw text is read as in training."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 from support.models import logits_of, one_by_one, tiny_model
 
+from flax_imdb.cluster import devices
 from flax_imdb.data.ngrams import NONE
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.inference import evaluate
+from flax_imdb.model import classifier, counted_loop
 
 
 def _reviews(n):
@@ -72,6 +75,28 @@ def test_evaluation_has_a_batch_size_of_its_own(alone, own, rows):
   logits = evaluate.make_logits(config, noting, NONE.annotate)
   np.testing.assert_allclose(logits(params, reviews), want, atol=1e-6)
   assert seen == {rows}  # on two devices
+
+
+@pytest.mark.parametrize('mask_padding', [True, False])
+@pytest.mark.parametrize('layers', [1, 2])
+def test_the_loop_predicts_the_bits_of_the_scan(
+    layers, mask_padding, monkeypatch):
+  loops = []
+  def noting(*args, **kwargs):
+    loops.append(args)
+    return summaries(*args, **kwargs)
+  summaries = counted_loop.summaries
+  monkeypatch.setattr(counted_loop, 'summaries', noting)
+  config, model, params = tiny_model(**{
+      'model.layers': layers, 'model.mask_padding': mask_padding,
+      'data.bucket_width': 0, 'model.pooling': 'max+mean+last'})
+  assert model.recurrence == 'scan'
+  got = logits_of(config, model)(params, _reviews(23))
+  assert bool(loops) == (layers == 1 and mask_padding)
+  scan = devices.data_parallel_forward(
+      functools.partial(classifier.predict, model))
+  want = evaluate.make_logits(config, scan, NONE.annotate)(params, _reviews(23))
+  np.testing.assert_array_equal(got, want)
 
 
 def test_a_model_that_reads_padding_gets_always_the_same(alone):

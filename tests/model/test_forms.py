@@ -291,6 +291,16 @@ def test_why_there_is_no_loop_is_said(monkeypatch, device, debug, why):
   assert said[0].startswith('recurrence: scan on ') and why in said[0]
 
 
+@pytest.mark.parametrize('device, form, predicting', [
+    (CPU, 'scan', 'loop'), (CPU, 'loop', 'loop'), (CPU, 'joint', 'joint'),
+    (V5E, 'scan', 'scan'), (V5E, 'tpu', 'tpu'), (H100, 'scan', 'scan')])
+def test_what_a_scan_learned_a_cpu_predicts_in_the_loop(
+    monkeypatch, device, form, predicting):
+  assert forms.to_predict(form, device) == predicting
+  monkeypatch.setattr(forms.devices, 'debugging', lambda: True)
+  assert forms.to_predict(form, device) == form
+
+
 @pytest.mark.parametrize('device, layer, failure, why', [
     (CPU, LAYER, '', 'cpu is no TPU and no GPU of NVIDIA'),
     (V5E, LAYER._replace(cell='simple_rnn'), '', 'none of simple_rnn'),
