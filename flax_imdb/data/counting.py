@@ -25,7 +25,7 @@ from flax_imdb.data.ngrams import (
   present_in,
 )
 from flax_imdb.data.reviews import Announce, Reviews
-from flax_imdb.errors import UserError
+from flax_imdb.errors import TransientError, UserError
 from flax_imdb.storage import cache, npz
 
 _VERSION = 1  # of what is counted; what another one cached is not read
@@ -45,8 +45,8 @@ def fit_or_read(
   """As `fit`, the same bits, from the cache if it holds them.
 
   `data_sha256` says which reviews these are, with which labels; `announce` is
-  told how long it took. What is read from the cache is mapped, and to be read
-  only. Errors as of `fit` and `files.replacing`.
+  told how long it took, and what could not be cached. What is read from there
+  is mapped, and to be read only. Errors as of `fit`.
   """
   start = time.perf_counter()
   path = cache.path(
@@ -63,7 +63,10 @@ def fit_or_read(
     if found is None or (pairs is not None
                          and not np.array_equal(pairs, found[0].pairs)):
       found, verb = fit(config, reviews, pairs, class_count), 'counted'
-      _write(path, *found)
+      try:
+        _write(path, *found)
+      except (UserError, TransientError) as e:
+        announce(f'{e}; going on without')
   known = found[0]
   announce(
       f'{verb} n-grams in {time.perf_counter() - start:.1f} s: '
@@ -92,7 +95,10 @@ def _featured(reviews: Reviews, arrays: dict[str, np.ndarray],
 
 
 def _write(path: pathlib.Path, known: Ngrams, reviews: Reviews) -> None:
-  """Caches both, and removes what was cached first where all is too much."""
+  """Caches both, and removes what was cached first where all is too much.
+
+  Raises as `files.replacing`.
+  """
   arrays = {'pairs': known.pairs, 'keys': known.keys,
             'log_odds': known.log_odds, 'weights': known.weights}
   arrays |= {_FEATURES[name]: found for name, found in reviews.features.items()}

@@ -146,6 +146,15 @@ def test_a_damaged_file_is_announced_and_made_again(damage, folder):
   assert path.read_bytes() == good
 
 
+def test_a_run_goes_on_where_nothing_can_be_cached(folder):
+  folder.parent.mkdir()
+  folder.write_text('no folder')
+  found, said = _fit(_config())
+  assert 'cannot write' in said[0] and said[0].endswith('; going on without')
+  assert said[1].startswith('counted n-grams in ')
+  _assert_equal(found, counting.fit(_config(), _reviews()))
+
+
 def test_what_was_cached_first_makes_room(folder, monkeypatch):
   _fit(_config())
   path, = folder.iterdir()
