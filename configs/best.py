@@ -14,6 +14,8 @@ from flax_imdb.config import packaged
 def get_config() -> ConfigDict:
   """configs/default.py with three LSTMs, and a few more reviews to learn."""
   config = packaged('default')
+  config.adversarial_norm = 0.3  # of what is added to embedded inputs
   config.data.validation_fraction = 0.05  # of the training split
   config.model.members = 3  # LSTMs side by side, of which the mean predicts
+  config.model.log_odds_dropout = 0.0  # no log-odds read as 0
   return config

@@ -15,10 +15,8 @@ from flax_imdb.config import packaged
 def get_config() -> ConfigDict:
   """configs/default.py with three LSTMs, taught by itself twice."""
   config = packaged('default')
-  config.adversarial_norm = 0.0  # it brings a student nothing
   config.warmup_epochs = 0.2  # linear rise from 0, in epochs of 72,500 reviews
   config.self_training_rounds = 2  # teachers one after another
   config.data.unlabelled_split = 'unsupervised'  # tfds split
   config.model.members = 3  # LSTMs side by side, of which the mean predicts
-  config.model.log_odds_dropout = 0.2  # they know what the teacher says
   return config

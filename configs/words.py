@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
   config.global_batch_size = 128  # reviews a step
   config.adam_epsilon = 1e-7  # Keras'
   config.warmup_epochs = 0.5  # linear rise from 0, in epochs
-  config.adversarial_norm = 0.0  # nothing is added to inputs
   config.data.validation_by = 'rows'  # the last ones
   config.data.punctuation = False  # no word
   config.data.max_length = 500  # tokens

@@ -58,6 +58,7 @@ def test_a_tpu_compiles_a_model_of_every_input():
   config = load_config('configs/default.py')
   config.data.update(vocab_size=300, max_length=60, segment_length=20)
   config.model.update(embedding_dim=4, width=4)
+  config.adversarial_norm = 0.3
   devices = ahead_of_time.describe('v5e:2x2')
   train, evaluate = (ahead_of_time.compile_program(
       config, devices, 4, training) for training in (True, False))

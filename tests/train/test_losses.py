@@ -38,7 +38,8 @@ def _problem(inputs='words+bigrams+log_odds', segment_length=8, class_count=2,
                      segment_length=segment_length, log_odds_order=2)
   config.model.update(inputs=inputs, embedding_dim=3, width=4, **{
       name: 0.0 for name in ('word_dropout', 'bigram_dropout',
-                             'embedding_dropout', 'pooled_dropout')})
+                             'log_odds_dropout', 'embedding_dropout',
+                             'pooled_dropout')})
   config.update_from_flattened_dict(fields)
   check_fields(config)
   batch = TrainBatches(
@@ -269,9 +270,8 @@ def test_without_a_norm_it_is_the_plain_gradient():
 
 
 @pytest.mark.parametrize(('fields', 'passes'), [
-    ({'adversarial_norm': 0.0}, 1), ({}, 2),
-    ({'adversarial_norm': 0.0, 'entropy_weight': 1.0}, 1),
-    ({'adversarial_norm': 0.0, 'virtual_adversarial_norm': 1.0}, 3), (ALL, 4)])
+    ({}, 1), ({'adversarial_norm': 0.3}, 2), ({'entropy_weight': 1.0}, 1),
+    ({'virtual_adversarial_norm': 1.0}, 3), (ALL, 4)])
 def test_a_term_that_is_off_takes_no_pass(fields, passes, monkeypatch):
   with jax.enable_x64(True):
     config, model, params, batch, keys = _problem(**fields)

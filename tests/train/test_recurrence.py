@@ -42,7 +42,8 @@ def _losses(config, reviews, form):
 def test_the_default_learns_the_same_for_50_steps(form):
   config = default_with({
       'data.name': 'grammar_reviews', 'data.train_split': 'train[:400]',
-      'data.validation_fraction': 0, 'global_batch_size': 16})
+      'data.validation_fraction': 0, 'global_batch_size': 16,
+      'adversarial_norm': 0.3})
   reviews = load_splits(
       config, training_tokenizer(config, print), print, ['train'])['train']
   _, reviews = counting.fit(config, reviews)

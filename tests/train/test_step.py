@@ -148,8 +148,9 @@ def test_two_devices_equal_one_in_every_term_of_the_loss():
   config = load_config('configs/default.py')
   for field, value in {
       'optimizer': 'sgd', 'schedule': 'constant', 'warmup_epochs': 0,
-      'clip_norm': 0, 'learning_rate': 1, 'virtual_adversarial_norm': 0.5,
-      'entropy_weight': 0.5, 'global_batch_size': 8, 'model.inputs': 'words',
+      'clip_norm': 0, 'learning_rate': 1, 'adversarial_norm': 0.3,
+      'virtual_adversarial_norm': 0.5, 'entropy_weight': 0.5,
+      'global_batch_size': 8, 'model.inputs': 'words',
       'data.vocab_size': 100, 'data.max_length': 12, 'data.segment_length': 5,
       'model.embedding_dim': 4, 'model.width': 4}.items():
     override(config, field, str(value))
