@@ -340,6 +340,7 @@ def test_what_is_of_labels_is_refused_in_one_line(flag, tmp_path):
 
 def test_all_that_is_to_be_left_out_is_named_at_once(tmp_path):
   process = run_here('--config.objective=language_model',
+                     '--config.adversarial_norm=0.3',
                      f'--workdir={tmp_path}/run')
   assert process.stderr.endswith(
       'alone: give --config.model.inputs=words --config.adversarial_norm=0.0 '
