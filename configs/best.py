@@ -12,7 +12,7 @@ from flax_imdb.config import packaged
 
 
 def get_config() -> ConfigDict:
-  """configs/default.py with three LSTMs, and a few more reviews to learn."""
+  """configs/default.py with three LSTMs that learn adversarially."""
   config = packaged('default')
   config.adversarial_norm = 0.3  # of what is added to embedded inputs
   config.data.validation_fraction = 0.05  # of the training split

@@ -110,8 +110,7 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
       data_sha256(tokenizer, split)
       for split in (train_reviews, *splits.values())))
   known, train_reviews = _ngrams(
-      config, workdir, terminal, train_reviews,
-      data_sha256(tokenizer, train_reviews), len(labels))
+      config, workdir, terminal, tokenizer, train_reviews, len(labels))
   run.begin_directory(workdir, config, tokenizer, known, labels)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
@@ -186,7 +185,7 @@ def _begun(config: ConfigDict, workdir: str) -> str | None:
 
 
 def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
-            reviews: Reviews, fingerprint: str, class_count: int) -> tuple[
+            tokenizer: Tokenizer, reviews: Reviews, class_count: int) -> tuple[
                 Ngrams, Reviews]:
   """As `counting.fit`; pairs are the run's own, as words in `_tokenizer`."""
   if config.model.inputs == 'words':
@@ -198,4 +197,5 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
                         len(run.read_labels(source))).pairs
   terminal.progress('counting n-grams', 0, 0)
   return counting.fit_or_read(
-      config, reviews, fingerprint, terminal.announce, pairs, class_count)
+      config, reviews, data_sha256(tokenizer, reviews), terminal.announce,
+      pairs, class_count)
