@@ -69,17 +69,20 @@ def gather(reviews: Reviews, starts: np.ndarray, lengths: np.ndarray,
   at = np.where(inside, starts[:, None] + place, 0)
   found = {}
   if 'bigrams' in reviews.features:
-    rows, places = np.unique(
-        np.where(inside, reviews.features['bigrams'][at], 0),
-        return_inverse=True)
+    read = np.where(inside, reviews.features['bigrams'][at], 0)
+    # As np.unique, which sorts: it would take ten times as long.
+    is_read = np.zeros(read.max() + 1, bool)
+    is_read[read] = True
+    rows = np.flatnonzero(is_read)
+    places = np.empty(len(is_read), np.int32)
+    places[rows] = np.arange(len(rows), dtype=np.int32)
     filled = np.arange(1 << 30, (1 << 30) + at.size, dtype=np.int32)
     filled[:len(rows)] = rows
-    found = {'bigram_rows': filled, 'bigrams':
-             places.reshape(at.shape)[part].astype(np.int32)}
+    found = {'bigram_rows': filled, 'bigrams': places[read[part]]}
   inside, at, lengths = inside[part], at[part], lengths[part]
   if 'log_odds' in reviews.features:
-    found['log_odds'] = np.where(
-        inside[..., None], reviews.features['log_odds'][at], np.float32(0))
+    found['log_odds'] = reviews.features['log_odds'].take(at, axis=0)
+    found['log_odds'][~inside] = 0  # a fifth of the time of np.where
   return found | {
       'ids': np.where(inside, reviews.ids[at], PADDING_ID).astype(np.int32),
       'lengths': lengths.astype(np.int32)}
