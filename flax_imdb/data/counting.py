@@ -22,6 +22,7 @@ from flax_imdb.data.ngrams import (
   look_up,
   most_counted,
   of_arrays,
+  of_each_length,
   present_in,
 )
 from flax_imdb.data.reviews import Announce, Reviews
@@ -135,17 +136,23 @@ def fit(config: ConfigDict, reviews: Reviews, pairs: np.ndarray | None = None,
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
   weights = NONE.weights
+  to_find = 'bigrams' in inputs and pairs is None
+  order = data.log_odds_order if 'log_odds' in inputs else 0
+  if order:
+    shares = classes.shares(reviews.labels, class_count)
+    _check_size(reviews, order, class_count)
+  hashed = of_each_length(
+      lambda length: _distinct(keys_of(reviews, length)),
+      max(order, 2 if to_find else 0), len(reviews.ids))
   if 'bigrams' not in inputs:
     pairs = NONE.pairs
   elif pairs is None:
-    pairs, features['bigrams'] = _frequent_pairs(reviews, data.bigrams - 1)
+    pairs, features['bigrams'] = _frequent_pairs(hashed[1], data.bigrams - 1)
   else:
     features['bigrams'] = 1 + look_up(pairs, keys_of(reviews, 2))
-  if 'log_odds' in inputs:
-    shares = classes.shares(reviews.labels, class_count)
-    _check_size(reviews, data.log_odds_order, class_count)
+  if order:
     keys, log_odds, features['log_odds'], present = _log_odds(
-        reviews, shares, data.log_odds_order, data.log_odds_ngrams)
+        reviews, shares, hashed[:order], data.log_odds_ngrams)
     if 'linear' in inputs:
       ones = np.ones(len(present[0]), np.float32)
       matrix = scipy.sparse.csr_matrix(
@@ -177,10 +184,10 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return distinct[order], rank[place]
 
 
-def _frequent_pairs(
-    reviews: Reviews, most: int) -> tuple[np.ndarray, np.ndarray]:
-  """The keys of up to `most` pairs, ascending; int32 ids [tokens]."""
-  keys, place = _distinct(keys_of(reviews, 2))
+def _frequent_pairs(hashed: tuple[np.ndarray, np.ndarray],
+                    most: int) -> tuple[np.ndarray, np.ndarray]:
+  """`_distinct` pairs -> the keys of up to `most`, ascending; int32 ids."""
+  keys, place = hashed
   kept = _most_common(keys, np.bincount(place, minlength=len(keys)), most)
   ids = np.zeros(len(keys), np.int32)
   ids[kept] = 1 + np.arange(len(kept))
@@ -188,12 +195,14 @@ def _frequent_pairs(
 
 
 def _log_odds(
-    reviews: Reviews, shares: np.ndarray, order: int, most: int) -> tuple[
+    reviews: Reviews, shares: np.ndarray,
+    hashed: list[tuple[np.ndarray, np.ndarray]], most: int) -> tuple[
         np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
   """Keys and log-odds as of `Ngrams`, and the features of these reviews.
 
   And which reviews have which n-grams: int [m] rows, and int [m], the places of
-  these in the keys. `shares` are those of `classes.shares`.
+  these in the keys. `shares` are those of `classes.shares`, `hashed` what
+  `_distinct` says of the n-grams of each length.
 
   Of each length the `most` n-grams that are in the most reviews. Source: the
   log-count ratio of Wang & Manning 2012, of n-grams present or not.
@@ -208,11 +217,10 @@ def _log_odds(
   # all their n-grams: measured against the share in all reviews, each token of
   # the fold would speak against its own class.
   priors = _prior(own.sum(axis=0) - own)  # [folds, classes]
-  of_review = np.repeat(np.arange(n), np.diff(reviews.offsets))
-  known, log_odds, features = [], [], []
-  rows, columns, count = [], [], 0
-  for length in range(1, order + 1):
-    keys, place = _distinct(keys_of(reviews, length))
+  fold_of_token = np.repeat(fold, np.diff(reviews.offsets))
+
+  def of_length(length: int) -> tuple[np.ndarray, ...]:
+    keys, place = hashed[length - 1]
     ngram, review = present_in(reviews, place)
     kept = _most_common(keys, np.bincount(ngram, minlength=len(keys)), most)
     number = np.full(len(keys), -1)
@@ -230,22 +238,24 @@ def _log_odds(
             -1, FOLDS) for k in range(class_count)], axis=-1)
     total = counts.sum(axis=1)
     total[total.sum(axis=-1) < _FEW] = 0
-    known.append(keys[kept])
-    log_odds.append(_ratios(total, prior))
     rest = total[:, None] - counts  # [kept, folds, classes]
     # What would not be kept without its fold is unknown there, too: training
     # reads as few n-grams as evaluation does.
     rest[rest.sum(axis=-1) < _FEW] = 0
     others = _ratios(rest, priors)  # [kept, folds, C]
-    rows.append(review)
-    columns.append(count + ngram)
-    count += len(kept)
     others = np.concatenate([others, np.zeros_like(others, shape=(
         1, *others.shape[1:]))])  # place -1 is the last
-    features.append(others[number[place], fold[of_review]])
+    return (keys[kept], _ratios(total, prior),
+            others[number[place], fold_of_token], review, ngram)
+
+  known, log_odds, features, rows, columns = zip(
+      *of_each_length(of_length, len(hashed), len(reviews.ids)),
+      strict=True)
+  before = np.cumsum([0, *map(len, known)])
   return (np.concatenate(known), np.concatenate(log_odds),
           np.concatenate(features, axis=-1),
-          (np.concatenate(rows), np.concatenate(columns)))
+          (np.concatenate(rows), np.concatenate(
+              [a + b for a, b in zip(columns, before[:-1], strict=True)])))
 
 
 def _check_size(reviews: Reviews, order: int, class_count: int) -> None:

@@ -6,14 +6,17 @@ Both are learned from the training reviews alone, see `counting`, and saved with
 the run as `ngrams.npz`: a run directory answers for any text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent import futures
 import dataclasses
 import io
 import os
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
+from flax_imdb import environment
 from flax_imdb.data import classes
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.errors import UserError
@@ -22,6 +25,7 @@ from flax_imdb.storage import files, npz
 FOLDS = 10  # a training review's log-odds are counted on the nine others
 _ID_BITS = 20  # config.data.vocab_size is at most 1 << 20
 _MOST_COUNTS = 1 << 27  # float64, 1 GiB
+_MANY_TOKENS = 1 << 16  # to start threads takes a millisecond
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,21 +46,24 @@ class Ngrams:
     if 'log_odds' in self.inputs:
       none = np.zeros((1, self.log_odds.shape[1]), np.float32)
       table = np.concatenate([self.log_odds, none])  # place -1 is the last
-      places = [look_up(self.keys, keys_of(reviews, n))
-                for n in range(1, self.order + 1)]
-      found['log_odds'] = np.concatenate(
-          [table[place] for place in places], axis=-1)
+      def of_length(length: int) -> tuple[np.ndarray, np.ndarray | None]:
+        place = look_up(self.keys, keys_of(reviews, length))
+        return table.take(place, axis=0), (
+            self._sums(reviews, place) if 'linear' in self.inputs else None)
+      each = of_each_length(of_length, self.order, len(reviews.ids))
+      found['log_odds'] = np.concatenate([x for x, _ in each], axis=-1)
       if 'linear' in self.inputs:
-        weights = np.atleast_2d(self.weights.T)  # [C, N]
-        sums = np.zeros((len(weights), len(reviews)))
-        for place in places:
-          ngram, review = present_in(reviews, place)
-          for own, total in zip(weights, sums, strict=True):
-            total += np.bincount(review, own[ngram], minlength=len(reviews))
-        logits = np.ascontiguousarray(sums.T, np.float32)
+        logits = sum(sums for _, sums in each).astype(np.float32)
         if self.weights.ndim == 1:
           logits = logits[:, 0]
     return dataclasses.replace(reviews, features=found, linear=logits)
+
+  def _sums(self, reviews: Reviews, places: np.ndarray) -> np.ndarray:
+    """float64 [n, C], what n-grams at `present_in`'s places add to logits."""
+    ngram, review = present_in(reviews, places)
+    return np.stack([
+        np.bincount(review, own[ngram], minlength=len(reviews))
+        for own in np.atleast_2d(self.weights.T)], axis=-1)
 
   def linear_parts(self, reviews: Reviews) -> np.ndarray:
     """float64 [order, tokens, C], what adds up to each review's `linear`.
@@ -88,6 +95,20 @@ NONE = Ngrams(np.zeros(0, np.int64), np.zeros(0, np.int64),
 def most_counted(class_count: int) -> int:
   """N-grams of a length whose counts, of K > 2 classes, memory has room for."""
   return _MOST_COUNTS // FOLDS // class_count
+
+
+def of_each_length(of_length: Callable[[int], Any], longest: int,
+                   tokens: int) -> list[Any]:
+  """What a function says of n-grams of 1, 2, ... `longest` words.
+
+  Of many tokens side by side: numpy and Arrow, in which it spends its time, let
+  other threads run. The longest take longest and so begin first. Raises what
+  the function does.
+  """
+  if tokens < _MANY_TOKENS:
+    return list(map(of_length, range(1, longest + 1)))
+  with futures.ThreadPoolExecutor(environment.available_cores()) as pool:
+    return list(pool.map(of_length, range(longest, 0, -1)))[::-1]
 
 
 def keys_of(reviews: Reviews, order: int) -> np.ndarray:

@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
 
+from flax_imdb import environment
 from flax_imdb.config import load_config
 from flax_imdb.data import counting, linear, ngrams
 from flax_imdb.data.reviews import Reviews, joined
@@ -286,6 +288,35 @@ def test_a_review_alone_is_annotated_as_among_many():
       np.testing.assert_array_equal(feature, whole.features[name][a:b])
       assert feature.dtype == whole.features[name].dtype
     np.testing.assert_array_equal(alone.linear, whole.linear[i:i + 1])
+
+
+def test_lengths_of_many_tokens_are_counted_side_by_side(monkeypatch):
+  config, texts = _config('words+bigrams+log_odds+linear'), _reviews(seed=1)
+  want, want_train = counting.fit(config, _reviews())
+  want_other = want.annotate(texts)
+  monkeypatch.setattr(ngrams, '_MANY_TOKENS', 1)
+  got, got_train = counting.fit(config, _reviews())
+  other = got.annotate(texts)
+  np.testing.assert_array_equal(got.weights, want.weights)
+  np.testing.assert_array_equal(other.linear, want_other.linear)
+  for name in 'bigrams', 'log_odds':
+    np.testing.assert_array_equal(
+        got_train.features[name], want_train.features[name])
+    np.testing.assert_array_equal(
+        other.features[name], want_other.features[name])
+
+
+def test_of_each_length_waits_for_no_other(monkeypatch):
+  monkeypatch.setattr(environment, 'available_cores', lambda: 3)
+  together = threading.Barrier(3)
+  def of_length(length):
+    together.wait(timeout=60)  # raises if they come one after another
+    return 10 * length
+  many = ngrams._MANY_TOKENS
+  assert ngrams.of_each_length(of_length, 3, many) == [10, 20, 30]
+  order = []
+  assert ngrams.of_each_length(order.append, 3, many - 1) == [None] * 3
+  assert order == [1, 2, 3]
 
 
 def test_what_is_saved_answers_as_what_was_learned(tmp_path):
