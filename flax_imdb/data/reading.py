@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from flax_imdb.data.reviews import Reviews
-from flax_imdb.data.tokenizer import PADDING_ID
 
 Batch = dict[str, np.ndarray]  # by the name of what it holds
 
@@ -64,28 +63,38 @@ def gather(reviews: Reviews, starts: np.ndarray, lengths: np.ndarray,
   the rows of the embedding that the whole batch reads, ascending, filled up
   with some that no embedding has: a step reads and changes those rows alone.
   """
-  place = np.arange(width)
-  inside = place < lengths[:, None]  # [R, T]
-  at = np.where(inside, starts[:, None] + place, 0)
   found = {}
   if 'bigrams' in reviews.features:
-    read = np.where(inside, reviews.features['bigrams'][at], 0)
+    read = _padded(reviews.features['bigrams'], starts, lengths, width)
     # As np.unique, which sorts: it would take ten times as long.
     is_read = np.zeros(read.max() + 1, bool)
     is_read[read] = True
     rows = np.flatnonzero(is_read)
     places = np.empty(len(is_read), np.int32)
     places[rows] = np.arange(len(rows), dtype=np.int32)
-    filled = np.arange(1 << 30, (1 << 30) + at.size, dtype=np.int32)
+    filled = np.arange(1 << 30, (1 << 30) + read.size, dtype=np.int32)
     filled[:len(rows)] = rows
     found = {'bigram_rows': filled, 'bigrams': places[read[part]]}
-  inside, at, lengths = inside[part], at[part], lengths[part]
+  starts, lengths = starts[part], lengths[part]
   if 'log_odds' in reviews.features:
-    found['log_odds'] = reviews.features['log_odds'].take(at, axis=0)
-    found['log_odds'][~inside] = 0  # a fifth of the time of np.where
+    found['log_odds'] = _padded(
+        reviews.features['log_odds'], starts, lengths, width)
   return found | {
-      'ids': np.where(inside, reviews.ids[at], PADDING_ID).astype(np.int32),
+      'ids': _padded(reviews.ids, starts, lengths, width).astype(np.int32),
       'lengths': lengths.astype(np.int32)}
+
+
+def _padded(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray,
+            width: int) -> np.ndarray:
+  """[tokens of all reviews, ...] -> [R, T, ...] spans of them, then zeros.
+
+  Row by row: indices of all places would take three to ten times as long.
+  """
+  found = np.zeros((len(starts), width, *tokens.shape[1:]), tokens.dtype)
+  for row, start, length in zip(
+      found, starts.tolist(), lengths.tolist(), strict=True):
+    row[:length] = tokens[start:start + length]
+  return found
 
 
 def of_reviews(reviews: Reviews, rows: np.ndarray) -> Batch:
