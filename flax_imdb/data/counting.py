@@ -34,7 +34,7 @@ _MOST_CACHED = 1 << 30  # bytes of all that is cached of n-grams
 _FEATURES = {'bigrams': 'token_bigrams', 'log_odds': 'token_log_odds'}
 _LEAST = 2  # what comes once is most of the n-grams, and says next to nothing
 _FEW = _LEAST - 0.5  # the same of sums of shares, which rounding makes 1.99...
-_MOST_TOKENS = 1 << 25  # of training; to count takes some 60 bytes each
+_MOST_TOKENS = 1 << 25  # of training; to count takes some 200 bytes each
 # Numbers, float32 of 2 GiB: more classes than two multiply those of each token.
 _MOST_FEATURES = 1 << 29
 
