@@ -136,23 +136,23 @@ def fit(config: ConfigDict, reviews: Reviews, pairs: np.ndarray | None = None,
   inputs, data = config.model.inputs.split('+'), config.data
   keys, log_odds, features = NONE.keys, NONE.log_odds, {}
   weights = NONE.weights
-  to_find = 'bigrams' in inputs and pairs is None
   order = data.log_odds_order if 'log_odds' in inputs else 0
   if order:
     shares = classes.shares(reviews.labels, class_count)
     _check_size(reviews, order, class_count)
-  hashed = of_each_length(
-      lambda length: _distinct(keys_of(reviews, length)),
-      max(order, 2 if to_find else 0), len(reviews.ids))
+  def distinct(length: int) -> tuple[np.ndarray, np.ndarray]:
+    return _distinct(keys_of(reviews, length))
+  hashed = of_each_length(distinct, order, len(reviews.ids))
   if 'bigrams' not in inputs:
     pairs = NONE.pairs
   elif pairs is None:
-    pairs, features['bigrams'] = _frequent_pairs(hashed[1], data.bigrams - 1)
+    pairs, features['bigrams'] = _frequent_pairs(
+        hashed[1] if order > 1 else distinct(2), data.bigrams - 1)
   else:
     features['bigrams'] = 1 + look_up(pairs, keys_of(reviews, 2))
   if order:
     keys, log_odds, features['log_odds'], present = _log_odds(
-        reviews, shares, hashed[:order], data.log_odds_ngrams)
+        reviews, shares, hashed, data.log_odds_ngrams)
     if 'linear' in inputs:
       ones = np.ones(len(present[0]), np.float32)
       matrix = scipy.sparse.csr_matrix(

@@ -88,7 +88,8 @@ def _padded(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray,
             width: int) -> np.ndarray:
   """[tokens of all reviews, ...] -> [R, T, ...] spans of them, then zeros.
 
-  Row by row: indices of all places would take three to ten times as long.
+  Of ids these are `PADDING_ID`. Row by row: indices of all places would take
+  three to ten times as long.
   """
   found = np.zeros((len(starts), width, *tokens.shape[1:]), tokens.dtype)
   for row, start, length in zip(

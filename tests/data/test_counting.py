@@ -83,7 +83,8 @@ def test_labels_of_a_teacher_are_cached_as_well(monkeypatch):
 
 @pytest.mark.parametrize('change', [
     {'model.inputs': 'words+bigrams+log_odds'}, {'data.bigrams': 20},
-    {'data.log_odds_order': 2}, {'data.log_odds_ngrams': 30},
+    {'data.log_odds_order': 2}, {'data.log_odds_order': 1},
+    {'data.log_odds_ngrams': 30},
     {'class_weights': 'balanced'}, {'data.name': 'other'}])
 def test_another_config_is_counted_anew(change):
   _fit(_config())
