@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from flax_imdb import environment
 from flax_imdb.config import check_fields, read_config
+from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 from flax_imdb.terminal import Terminal, quiet_libraries
 
@@ -44,7 +45,7 @@ class OpenedRun:
     """See `flax_imdb.load`."""
     self.workdir = workdir = files.absolute(workdir)
     saved = files.as_path(workdir) / 'config.json'
-    if saved.exists():
+    if files.exists(saved):
       _start_jax(read_config(saved).global_batch_size)
     from flax_imdb.checkpoint import run
     from flax_imdb.inference import evaluate
@@ -75,6 +76,7 @@ class OpenedRun:
 
     Of two classes `probability` is that of the second one, such as a positive
     review; of more it is that of the label, and `probabilities` has all.
+    Raises UserError for one text that is not in a list.
     """
     return self._predict(texts, None)
 
@@ -93,6 +95,10 @@ class OpenedRun:
 
   def _predict(self, texts: Sequence[str],
                explanation: Any) -> list[dict[str, Any]]:
+    if isinstance(texts, str):  # a sequence, too, of its characters
+      raise UserError('these are texts to predict: give a list, [text] of one')
+    if not len(texts):  # `not texts` is an error of arrays
+      return []
     from flax_imdb.inference import predict
     found = self._run
     return list(predict.predict(
@@ -102,10 +108,12 @@ class OpenedRun:
   def evaluate(self, split: str = 'test') -> dict[str, Any]:
     """Loss in nats, accuracy, macro F1 and n on train, validation or test.
 
-    Raises UserError if the data set can't be had.
+    Raises UserError if the data set can't be had, or there is no such split.
     """
-    from flax_imdb.data.reviews import load_splits
+    from flax_imdb.data.reviews import SPLITS, load_splits
     from flax_imdb.inference import evaluate
+    if split not in SPLITS:
+      raise UserError(f'{split!r} is none of {", ".join(SPLITS)}')
     reviews = load_splits(
         self.config, self._run.tokenizer, lambda line: None, [split],
         len(self.labels))[split]

@@ -34,12 +34,13 @@ except ModuleNotFoundError as e:
 
 def main(argv: list[str]) -> int:
   """Runs the program and returns its exit status, one of `errors.STATUSES`."""
-  debug = False
+  debug = goes_on = False
   try:
     if sys.stdout is None:
       raise UserError('standard output is closed: add > /dev/null')
     args, config = cli.parse(argv)
     debug = config.debug
+    goes_on = args.mode in ('train', *cli.PARENTS)
     _start_jax(args, config)
     # At a terminal a person sees it stand still, or made it: with Ctrl-S, or in
     # a debugger.
@@ -63,8 +64,8 @@ def main(argv: list[str]) -> int:
     print(f'{e}{command}', file=sys.stderr)
     return e.status
   except KeyboardInterrupt:
-    return _fail('interrupted; started again, training goes on from the last '
-                 f'checkpoint: {_command(*argv)}', 130)
+    again = f'; started again, it goes on from what is saved: {_command(*argv)}'
+    return _fail('interrupted' + again * goes_on, 130)
   except BrokenPipeError:  # the reader, such as head, has seen enough
     _give_up_output()
     return 0
@@ -83,7 +84,7 @@ def _start_jax(args: argparse.Namespace, config: ConfigDict) -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   elif args.mode not in ('train', 'prepare'):
     saved = files.as_path(args.workdir) / 'config.json'
-    if saved.exists():
+    if files.exists(saved):
       config = read_config(saved)
       config.debug = config.debug if args.debug is None else args.debug
   several = args.mode in ('train', 'eval')

@@ -4,7 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from support.command import ROOT, TINY, environ, finished, run_here
+
+import flax_imdb
+from flax_imdb.errors import UserError
 
 
 def _python(program, cwd, *arguments):
@@ -68,8 +72,20 @@ def test_a_setting_that_comes_too_late_is_told(trained, tmp_path):
   assert 'NPROC' in process.stderr  # the others are the tests' own
 
 
-def test_what_is_no_run_is_one_error(tmp_path):
-  process = _python('import flax_imdb; flax_imdb.load("none")', tmp_path)
+@pytest.mark.parametrize(('name', 'says'), [
+    ('none', 'is no run directory'), (300 * 'x', 'File name too long')])
+def test_what_is_no_run_is_one_error(name, says, tmp_path):
+  process = _python(
+      'import sys, flax_imdb; flax_imdb.load(sys.argv[1])', tmp_path, name)
   assert process.returncode == 1
   assert 'UserError' in process.stderr.splitlines()[-1]
-  assert 'is no run directory' in process.stderr
+  assert says in process.stderr
+
+
+def test_what_is_no_list_of_texts_or_no_split_is_a_mistake(trained):
+  opened = flax_imdb.load(str(trained[0]))
+  assert opened.predict([]) == opened.explain([]) == []
+  with pytest.raises(UserError, match='give a list'):
+    opened.predict('Not bad at all.')
+  with pytest.raises(UserError, match="'dev' is none of train, validation, te"):
+    opened.evaluate('dev')

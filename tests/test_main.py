@@ -34,6 +34,19 @@ def _summary(workdir):
   return json.loads((workdir / 'summary.json').read_text())
 
 
+@pytest.mark.parametrize('mode', ['train', 'predict'])
+def test_only_what_goes_on_when_started_again_is_said_to(
+    mode, monkeypatch, tmp_path):
+  def interrupted(*arguments):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(main, '_run_mode', interrupted)
+  process = run_here(f'--mode={mode}', f'--workdir={tmp_path}/run')
+  assert process.returncode == 130
+  assert process.stderr.startswith('error: interrupted')
+  assert ('goes on from what is saved: python' in process.stderr) == (
+      mode == 'train')
+
+
 def test_a_run_directory_holds_what_the_docs_say(trained):
   workdir, output = trained
   names = {p.name.split('.tfevents')[0] for p in workdir.iterdir()}

@@ -14,11 +14,13 @@ import scipy
 from flax_imdb.checkpoint import run
 from flax_imdb.config import validates
 from flax_imdb.data.reviews import Reviews, load_splits
+from flax_imdb.errors import UserError
 from flax_imdb.inference.evaluate import score
 from flax_imdb.storage import files
 
 _MOST_REVIEWS = 200_000  # to learn from; the first of more
 _STEPS = 1000  # of L-BFGS at most
+_NEVER = -87.0  # log of the least float32, of a class that was not learned from
 
 
 def compare(workdir: str, restored: run.Run, test: Reviews,
@@ -28,7 +30,8 @@ def compare(workdir: str, restored: run.Run, test: Reviews,
   That is `model`, in words, and the scores on test and validation, as of
   `evaluate.score`. The reviews of `test` have their features. `announce` is
   told the accuracy on test. Raises UserError as `load_splits` and
-  `files.write`, and ImportError without scikit-learn.
+  `files.write`, and where there is one class alone to learn from, and
+  ImportError without scikit-learn.
   """
   config = restored.config
   held_out = ['validation'] if validates(config.data) else []
@@ -47,8 +50,8 @@ def compare(workdir: str, restored: run.Run, test: Reviews,
       scores[name] = score(reviews.linear, reviews.labels)
   else:
     model = 'logistic regression on the tf-idf of words'
-    scores = _fitted(
-        splits, ['test', *held_out], config.data.vocab_size)
+    scores = _fitted(splits, ['test', *held_out], config.data.vocab_size,
+                     len(restored.labels))
   found = {'model': model, **scores}
   path = files.as_path(workdir) / 'report' / 'baseline.json'
   files.write(path, json.dumps(found, indent=2) + '\n')
@@ -57,19 +60,28 @@ def compare(workdir: str, restored: run.Run, test: Reviews,
 
 
 def _fitted(splits: dict[str, Reviews], names: list[str],
-            vocab_size: int) -> dict[str, Any]:
+            vocab_size: int, class_count: int) -> dict[str, Any]:
   """The scores of a model that is fitted to the training split."""
   from sklearn.feature_extraction.text import TfidfTransformer
   from sklearn.linear_model import LogisticRegression
   from sklearn.pipeline import make_pipeline
   train = splits['train'][:_MOST_REVIEWS]
+  if len(np.unique(train.labels)) < 2:
+    raise UserError('all reviews to learn from are of one class: no logistic '
+                    'regression can be fitted to them')
   fitted = make_pipeline(
       TfidfTransformer(sublinear_tf=True),
       LogisticRegression(C=3, max_iter=_STEPS)).fit(
           _counts(train, vocab_size), train.labels)
-  return {name: score(
-      np.asarray(fitted.decision_function(_counts(splits[name], vocab_size))),
-      splits[name].labels) for name in names}
+  def logits(reviews: Reviews) -> np.ndarray:
+    counts = _counts(reviews, vocab_size)
+    if class_count == 2:
+      return fitted.decision_function(counts)
+    found = np.full((len(reviews), class_count), _NEVER)
+    found[:, fitted.classes_] = fitted.predict_log_proba(counts)
+    return found
+  return {name: score(logits(splits[name]), splits[name].labels)
+          for name in names}
 
 
 def _counts(reviews: Reviews, vocab_size: int) -> 'scipy.sparse.csr_matrix':

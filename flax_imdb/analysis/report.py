@@ -47,7 +47,8 @@ def report(workdirs: Sequence[str], announce: Announce) -> None:
   many runs, or as `history.read`; and as `files.write`.
   """
   _check_packages()
-  start, workdirs = time.perf_counter(), list(dict.fromkeys(workdirs))
+  start, workdirs = time.perf_counter(), list(
+      dict.fromkeys(map(files.absolute, workdirs)))
   if len(workdirs) > _MOST_RUNS:
     raise UserError(f'{len(workdirs)} runs are more than the {_MOST_RUNS} that '
                     'a page shows: give fewer of them')

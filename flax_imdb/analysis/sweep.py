@@ -145,7 +145,9 @@ def compare(rows: list[list[dict[str, Any]]]) -> list[dict[str, float | None]]:
     accuracies, first = ([one['accuracy'] for one in each]
                          for each in (row, rows[0]))
     several = len(row) > 1
-    differ = len({a - b for a, b in zip(accuracies, first, strict=True)}) > 1
+    # Rounded: equal differences of shares are unequal in their last bits.
+    differ = len({round(a - b, 12) for a, b in zip(
+        accuracies, first, strict=True)}) > 1
     figures.append({
         'accuracy': statistics.mean(accuracies),
         'standard_error': (statistics.stdev(accuracies) / math.sqrt(len(row))

@@ -217,10 +217,21 @@ def predict(logits: evaluate.Logits, params: Any, tokenizer: Tokenizer,
     if explanation:
       parts = explanation(params, reviews[i:i + 1], z)
       prediction |= {
-          'words': [[*span, score] for span, score in zip(
-              spans(tokenizer, text), parts.scores.tolist(), strict=True)],
+          'words': _words(spans(tokenizer, text), parts.scores.tolist()),
           'baseline': parts.baseline, 'gap': parts.gap}
     yield prediction
+
+
+def _words(places: Sequence[tuple[int, int]],
+           scores: Sequence[float]) -> list[list[Any]]:
+  """[begin, end, score] each; all that one entity stands for is one word."""
+  found: list[list[Any]] = []
+  for (begin, end), score in zip(places, scores, strict=True):
+    if found and begin < found[-1][1]:
+      found[-1][1:] = max(end, found[-1][1]), found[-1][2] + score
+    else:
+      found.append([begin, end, score])
+  return found
 
 
 def probability(logit: float) -> float:

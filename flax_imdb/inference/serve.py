@@ -127,7 +127,7 @@ def _bind(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind, protocol)
-  except OSError as e:
+  except (OSError, UnicodeError) as e:  # the latter of what can be no name
     raise _refused(e, host, port) from e
   try:
     # Or connections that a killed server left would hold the port for minutes.
@@ -146,13 +146,14 @@ def _listen(listener: socket.socket) -> None:
     raise _refused(e, *listener.getsockname()[:2]) from e
 
 
-def _refused(error: OSError, host: str, port: int) -> Exception:
-  if error.errno == errno.EADDRINUSE:
+def _refused(error: OSError | UnicodeError, host: str, port: int) -> Exception:
+  if getattr(error, 'errno', None) == errno.EADDRINUSE:
     return TransientError(
         f'port {port} of {host} is in use: end the process that listens there, '
         'or give another --port')
-  return UserError(f'cannot listen at --host={host} --port={port} '
-                   f'({error.strerror or error}): give another')
+  why = getattr(error, 'strerror', None) or error
+  return UserError(
+      f'cannot listen at --host={host} --port={port} ({why}): give another')
 
 
 def _allow_connections() -> None:

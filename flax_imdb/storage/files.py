@@ -98,6 +98,15 @@ def writing(path: Path) -> Iterator[None]:
     raise
 
 
+def exists(path: pathlib.Path) -> bool:
+  """Whether there is something; if nobody can tell, as `raise_failure`."""
+  try:
+    return path.exists()
+  except OSError as e:
+    raise_failure(e, f'cannot read {path}', 'see that it is to be read')
+    raise
+
+
 def write(path: Path, content: str | bytes) -> None:
   """Writes a file that is whole or not there; text as UTF-8; see `writing`."""
   if isinstance(content, str):

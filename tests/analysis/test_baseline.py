@@ -7,7 +7,8 @@ import pytest
 
 from flax_imdb.analysis import baseline
 from flax_imdb.checkpoint import run
-from flax_imdb.data.reviews import load_splits
+from flax_imdb.data.reviews import Reviews, load_splits
+from flax_imdb.errors import UserError
 
 
 def _test(restored):
@@ -45,6 +46,19 @@ def test_of_words_it_is_fitted_to_the_training_reviews(
     assert got == pytest.approx(want, abs=0.05)
   accuracy = found['baseline.json']['test']['accuracy']
   assert said[-1].endswith(f'accuracy {accuracy:.4f} on test')
+
+
+def test_a_class_that_was_not_learned_from_is_never_chosen():
+  pytest.importorskip('sklearn')
+  words = np.array([1, 1, 3, 3], np.uint16)  # a word a class, of 0 to 3
+  def reviews(ids):
+    return Reviews(ids, np.arange(len(ids) + 1), ids.astype(np.int16))
+  splits = {'train': reviews(words), 'test': reviews(np.append(words, 2)),
+            'one': reviews(words[:2])}
+  found = baseline._fitted(splits, ['test'], 5, 4)['test']
+  assert found['accuracy'] == 0.8 and 17 < found['loss'] < 18  # of 87 a fifth
+  with pytest.raises(UserError, match='are of one class'):
+    baseline._fitted(splits | {'train': splits['one']}, ['test'], 5, 4)
 
 
 def test_of_a_run_with_a_linear_model_it_is_that(

@@ -53,7 +53,8 @@ def test_the_figures_are_those_of_their_definition():
 
 
 @pytest.mark.parametrize('rows', [
-    [_runs(0.8), _runs(0.9)], [_runs(0.8, 0.9), _runs(0.8, 0.9)]])
+    [_runs(0.8), _runs(0.9)], [_runs(0.8, 0.9), _runs(0.8, 0.9)],
+    [_runs(0.91, 0.93), _runs(0.92, 0.94)]])  # which differ in their last bits
 def test_what_shows_no_spread_has_no_p(rows):
   assert [row['p'] for row in sweep.compare(rows)] == [None, None]
   errors = [row['standard_error'] is None for row in sweep.compare(rows)]

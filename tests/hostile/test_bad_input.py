@@ -444,6 +444,8 @@ NEW = {
     'a file': ([*TINY, '--workdir={tmp}/file'], 'choose another --workdir'),
     'a file to eval': ([*EVAL, '--workdir={tmp}/file'], 'is no run directory'),
     'a long name': ([*TINY, f'--workdir={"x" * 300}'], 'File name too long'),
+    'a long name to predict': (
+        [*ASK, f'--workdir={"x" * 300}'], 'File name too long'),
     'unknown split': (
         [*TINY, '--config.data.train_split=tran'],
         "unknown split 'tran': grammar_reviews has train, test"),

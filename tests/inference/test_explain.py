@@ -1,5 +1,6 @@
 """Parts of a logit: as loops in float64 find them, and nothing is missing."""
 
+import itertools
 import json
 import math
 
@@ -256,7 +257,8 @@ def test_a_review_has_the_same_scores_beside_others():
 def test_predict_explains_each_line(which, request):
   workdir, _ = request.getfixturevalue(which)
   texts = ["I can't say I was bored.", '', 'caf&eacute; <b>good</b> GOOD ' * 30,
-           'e\u0301te\u0301 映画 \U0001f600 \0 <script>alert(1)</script>']
+           'e\u0301te\u0301 映画 \U0001f600 \0 <script>alert(1)</script>',
+           'I &lt3; it']
   argv = ['--mode=predict', f'--workdir={workdir}', '--json']
   stdin = '\n'.join(texts).encode()
   plain, explained = ([json.loads(line) for line in finished(run_here(
@@ -270,6 +272,7 @@ def test_predict_explains_each_line(which, request):
     assert sum(x for *_, x in words) + baseline - gap == pytest.approx(
         temperature * math.log(odds), abs=1e-5)
     assert abs(gap) < 0.01
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(words))
     for begin, end, score in words:
       assert text[begin:end].strip() == text[begin:end] != ''
       assert isinstance(score, float)
@@ -282,6 +285,7 @@ def test_predict_explains_each_line(which, request):
                                                   'bored']
   assert shown(2)[:3] == ['caf&eacute;', 'good', 'GOOD']
   assert shown(3)[0] == 'e\u0301te\u0301'
+  assert shown(4) == ['I', '&lt3;', 'it']  # of which 3; are two words
   # The fixtures' longest review is shorter than this one.
   most = run.restore(str(workdir), None).config.data.max_length
   if which == 'trained':

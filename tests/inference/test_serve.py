@@ -464,7 +464,8 @@ def test_killed_it_has_answered_nothing_more_and_starts_again_at_once(trained):
     assert _ask(port, 'POST', '/predict', {'text': 'good'})[0] == 200
 
 
-@pytest.mark.parametrize('host', ['192.0.2.1', 'no.such.host.invalid'])
+@pytest.mark.parametrize('host', [
+    '192.0.2.1', 'no.such.host.invalid', '127.0.0..1'])
 def test_an_address_of_another_machine_is_a_mistake(trained, host):
   process = run_here(
       '--mode=serve', f'--workdir={trained[0]}', f'--host={host}')
