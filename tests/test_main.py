@@ -51,9 +51,9 @@ def test_a_run_directory_holds_what_the_docs_say(trained):
   workdir, output = trained
   names = {p.name.split('.tfevents')[0] for p in workdir.iterdir()}
   assert names == {
-      'config.json', 'labels.json', 'tokenizer.json', 'checkpoints',
-      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json',
-      'MODEL_CARD.md', 'projector', 'projector_config.pbtxt'}
+      'config.json', 'labels.json', 'data.json', 'tokenizer.json',
+      'checkpoints', 'events.out', 'metrics.jsonl', 'calibration.json',
+      'summary.json', 'MODEL_CARD.md', 'projector', 'projector_config.pbtxt'}
   summary = _summary(workdir)
   # 110 reviews, 11 validate: 99 are 7 batches of 16, the last one of 3.
   assert summary['step'] == summary['steps_total'] == 14
@@ -188,6 +188,15 @@ def test_no_epochs_evaluate_the_initial_weights(tmp_path):
   assert line.splitlines()[-1] in output.splitlines()
 
 
+def test_what_was_evaluated_before_it_trained_is_not_the_best(tmp_path):
+  argv = [*SHORT, f'--workdir={tmp_path}', '--config.schedule=constant']
+  finished(run_here(*argv, '--config.num_epochs=0'))
+  assert _summary(tmp_path)['best_step'] is None
+  finished(run_here(*argv, '--config.num_epochs=1'))
+  summary = _summary(tmp_path)
+  assert summary['best_step'] == summary['evaluated_step'] == 7
+
+
 def test_early_stopping_stops_and_stays_stopped(tmp_path):
   # A rate of nearly 0 improves nothing by 0.5 nats.
   argv = [*SHORT, f'--workdir={tmp_path}', '--config.num_epochs=9',
@@ -222,6 +231,30 @@ def test_a_resumed_run_may_go_on_for_longer_and_is_else_the_same(tmp_path):
           == (whole / 'metrics.jsonl').read_text())
   assert (_summary(tmp_path)['params_sha256']
           == _summary(whole)['params_sha256'])
+
+
+def test_a_run_goes_on_with_the_reviews_alone_that_it_began_with(tmp_path):
+  file = tmp_path / 'reviews.csv'
+  argv = ['--config=configs/texts.py', '--config.num_epochs=1',
+          f'--config.data.train_file={file}', '--config.model.inputs=words',
+          '--config.model.width=4', '--config.min_steps_per_epoch=1',
+          f'--workdir={tmp_path}/run']
+  def write(n):
+    file.write_text('text,label\n' + ''.join(
+        f'film number {i} is {"good" if i % 2 else "bad"},{i % 2}\n'
+        for i in range(n)))
+  write(100)
+  finished(run_here(*argv))
+  assert 'already at' in finished(run_here(*argv))
+  before = _lines(tmp_path / 'run')
+  write(120)
+  process = run_here(*argv)
+  assert process.returncode == 2
+  assert 'run began with other reviews (train, validation): give' in (
+      process.stderr)
+  assert _lines(tmp_path / 'run') == before
+  (tmp_path / 'run' / 'data.json').unlink()  # as of an older run
+  assert 'already at' in finished(run_here(*argv))
 
 
 def test_with_more_patience_a_stopped_run_goes_on(tmp_path):

@@ -1,7 +1,7 @@
 """A run directory: what it holds, and how it is opened again.
 
-config.json  labels.json  tokenizer.json  ngrams.npz  pseudo_labels.npz
-teacher/
+config.json  labels.json  data.json  tokenizer.json  ngrams.npz
+pseudo_labels.npz  teacher/
 checkpoints/  damaged/  metrics.jsonl
 events.out.tfevents.*  calibration.json  summary.json  export/  report/
 
@@ -10,7 +10,9 @@ weights, which are those that the run evaluates at its end, are divided by it to
 become probabilities. A run without validation has none, nor has an older one.
 
 labels.json holds the names of the classes, in order of their numbers. Older
-runs, without it, have `sources.LABELS`.
+runs, without it, have `sources.LABELS`. data.json holds by split the SHA-256 of
+the reviews that train and validate, with which alone a run goes on; an older
+one has none.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +47,7 @@ from flax_imdb.storage import bucket, files
 
 TEMPERATURES = 0.1, 10.0  # the least and the greatest that there may be
 _MOST_BYTES = 1 << 10  # of calibration.json; ours have 55
+_MOST_DATA_BYTES = 1 << 10  # of data.json; ours have 170
 _MOST_LABEL_BYTES = 1 << 20  # of labels.json; `classes` allows 800,000
 _MOST_HISTORY_BYTES = 1 << 24  # of metrics.jsonl: 50,000 epochs of 300 each
 _MOST_SUMMARY_BYTES = 1 << 24  # a matrix of 1,000 classes has 3 MB
@@ -128,6 +131,12 @@ def evaluates_best(config: ConfigDict) -> bool:
   return bool(config.early_stopping.restore_best and validates(config.data))
 
 
+def chosen_step(config: ConfigDict, best: int | None,
+                latest: int | None) -> int | None:
+  """The step that a run evaluates; the latest if it has validated none yet."""
+  return best if evaluates_best(config) and best is not None else latest
+
+
 def _check_writable(workdir: str) -> None:
   path = files.as_path(workdir)
   try:
@@ -142,15 +151,34 @@ def _check_writable(workdir: str) -> None:
     raise
 
 
+def check_data(workdir: str, data_sha256: dict[str, str]) -> None:
+  """Checks that a run which goes on reads the reviews that it began with.
+
+  `data_sha256` is that of each split that trains or validates. Raises UserError
+  if one is another, for what was learned and chosen is of those of then, or
+  data.json, which may be a stranger's, is damaged.
+  """
+  path = files.as_path(workdir) / 'data.json'
+  if processes.index() > 0 or not (is_run(workdir) and files.exists(path)):
+    return
+  began_with = _read_object(path, files.read_bytes(path, _MOST_DATA_BYTES))
+  if changed := [split for split, found in data_sha256.items()
+                 if began_with.get(split, found) != found]:
+    raise UserError(
+        f'{workdir} began with other reviews ({", ".join(changed)}): give the '
+        'same ones to resume, or another --workdir')
+
+
 def begin_directory(
     workdir: str, config: ConfigDict, tokenizer: Tokenizer, known: Ngrams,
-    labels: Sequence[str]) -> None:
+    labels: Sequence[str], data_sha256: dict[str, str]) -> None:
   """Makes a run directory, or notes what `check_directory` lets change in one.
 
   Not before the data and what it begins with are there: a misspelt split must
   not leave a directory that then refuses the config in which it is corrected.
-  `labels` are the names of the classes. All call this, and the first process
-  writes. Raises as `initial_params` and `files.write`.
+  `labels` are the names of the classes, `data_sha256` is as of `check_data`.
+  All call this, and the first process writes. Raises as `initial_params` and
+  `files.write`.
   """
   path = files.as_path(workdir)
   resumes = processes.gather(str(is_run(workdir)))[0] == str(True)
@@ -170,6 +198,7 @@ def begin_directory(
     ngrams.save(known, path / 'ngrams.npz')
   files.write(path / 'labels.json',
               json.dumps(labels, ensure_ascii=False, indent=2) + '\n')
+  files.write(path / 'data.json', json.dumps(data_sha256, indent=2) + '\n')
   write_config(config, path / 'config.json')
 
 
@@ -203,20 +232,19 @@ def _restore(workdir: str, which: str | None) -> Run:
     model = classifier.build_model(config, len(labels))
   except UserError as e:
     raise UserError(f'{path}/config.json: {e}') from e
-  wanted = which if which is not None else (
-      'best' if evaluates_best(config) else 'latest')
   with Checkpoints(workdir, read_only=True) as checkpoints:
     def choose() -> int:
       steps = checkpoints.steps()
-      if wanted == 'best':
-        step = checkpoints.best()
-      elif wanted == 'latest':
-        step = checkpoints.latest()
+      best, latest = checkpoints.best(), checkpoints.latest()
+      if which is None:
+        step = chosen_step(config, best, latest)
+      elif which in ('best', 'latest'):
+        step = best if which == 'best' else latest
       else:
-        step = int(wanted) if wanted.isascii() and wanted.isdigit() else None
+        step = int(which) if which.isascii() and which.isdigit() else None
       if step is None or step not in steps:
         raise UserError(
-            f'{workdir} has no {wanted} step, steps found: {steps}: '
+            f'{workdir} has no {which or "latest"} step, steps found: {steps}: '
             + ('choose one with --step' if steps else 'train first'))
       return step
     step, params = restore_eval_params(checkpoints, choose, config, model)

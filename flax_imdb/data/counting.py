@@ -40,19 +40,19 @@ _MOST_FEATURES = 1 << 29
 
 
 def fit_or_read(
-    config: ConfigDict, reviews: Reviews, data_sha256: str,
+    config: ConfigDict, reviews: Reviews, sha256: str,
     announce: Announce, pairs: np.ndarray | None = None,
     class_count: int = 2) -> tuple[Ngrams, Reviews]:
   """As `fit`, the same bits, from the cache if it holds them.
 
-  `data_sha256` says which reviews these are, with which labels; `announce` is
-  told how long it took, and what could not be cached. What is read from there
-  is mapped, and to be read only. Errors as of `fit`.
+  `sha256` is that of `reviews_sha256`; `announce` is told how long it took, and
+  what could not be cached. What is read from there is mapped, and to be read
+  only. Those with `pairs` of another run are not cached. Errors as of `fit`.
   """
   start = time.perf_counter()
   path = cache.path(
       'ngrams', config.data.name, '.npz', _VERSION, np.__version__,
-      scipy.__version__, data_sha256, config.model.inputs, config.data.bigrams,
+      scipy.__version__, sha256, config.model.inputs, config.data.bigrams,
       config.data.log_odds_order, config.data.log_odds_ngrams,
       config.class_weights, class_count)
   def checked(arrays: dict[str, np.ndarray]) -> tuple[Ngrams, Reviews]:
@@ -64,10 +64,11 @@ def fit_or_read(
     if found is None or (pairs is not None
                          and not np.array_equal(pairs, found[0].pairs)):
       found, verb = fit(config, reviews, pairs, class_count), 'counted'
-      try:
-        _write(path, *found)
-      except (UserError, TransientError) as e:
-        announce(f'{e}; going on without')
+      if pairs is None:
+        try:
+          _write(path, *found)
+        except (UserError, TransientError) as e:
+          announce(f'{e}; going on without')
   known = found[0]
   announce(
       f'{verb} n-grams in {time.perf_counter() - start:.1f} s: '

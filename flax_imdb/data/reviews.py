@@ -28,7 +28,7 @@ from flax_imdb.data.tokenizer import (
   word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
-from flax_imdb.storage import cache, npz
+from flax_imdb.storage import cache, files, npz
 from flax_imdb.terminal import ShowProgress, show_nothing
 
 SPLITS = ('train', 'validation', 'test')
@@ -117,7 +117,7 @@ def training_tokenizer(
         data.unlabelled_split, validation_split(data),
         data.validation_fraction, data.validation_by, data.vocab_size,
         data.punctuation, groups.VERSION, VERSION)
-    if path.exists():
+    if files.exists(path):
       try:
         return load_tokenizer(path, data.vocab_size)
       except UserError as e:
@@ -144,11 +144,13 @@ def training_tokenizer(
           progress(f'tokenizing {split}', len(encoded[split]), n)
       tokenizer, table = vocabulary.learn(data.vocab_size, data.punctuation)
       save_tokenizer(tokenizer, path)
-      # For `load_splits`, so that these texts are read once.
-      for split, ids in encoded.items():
+      # For `load_splits`, so that these texts are read once. A word that was
+      # forgotten once has an id in later texts alone: then they are read again.
+      kept = {} if vocabulary.forgot else encoded
+      for split, ids in kept.items():
         ids.write(_ids_path(data, fingerprint, tokenizer, split),
                   tokenizer.get_vocab_size(), table)
-      count = sum(map(len, encoded.values()))
+      count = sum(map(len, kept.values()))
     announce(f'fitted the tokenizer, {tokenizer.get_vocab_size():,} ids, on '
              f'{fitted:,} reviews and encoded {count:,} in '
              f'{time.perf_counter() - start:.1f} s, cached in {path.parent}')
@@ -203,9 +205,9 @@ def load_splits(config: ConfigDict, tokenizer: Tokenizer, announce: Announce,
   return {split: found[split] for split in splits}
 
 
-def data_sha256(tokenizer: Tokenizer, reviews: Reviews) -> str:
-  """One string for all that training reads, in hex."""
-  digest = hashlib.sha256(tokenizer.to_str().encode())
+def reviews_sha256(reviews: Reviews) -> str:
+  """One string for ids and labels, in hex; run directories hold it."""
+  digest = hashlib.sha256()
   for array in (reviews.ids, reviews.offsets, reviews.labels):
     digest.update(np.ascontiguousarray(array).data)
   return digest.hexdigest()

@@ -143,23 +143,29 @@ class Vocabulary:
 
   Memory holds the distinct words, up to some four million of them: then those
   that have come once at most are forgotten.
+
+  Attributes:
+    forgot: whether words were. One that comes again has another number then.
   """
 
   def __init__(self) -> None:
     self._numbers = {_SPECIAL[START_ID]: 0}
     self._next = 1
+    self.forgot = False
     self._limit = _MOST_WORDS  # more where more come twice
     self._counts = np.zeros(1 << 16, np.int64)  # by number; longer if need be
 
   def add(self, words: Sequence[str], counts: np.ndarray) -> np.ndarray:
     """Adds words of `number_words`, and int [words] how often each came.
 
-    Returns int32 [words], the number of each word here, which stays its own.
+    Returns int32 [words], the number of each word here, which stays its own
+    until it is forgotten.
     """
     if len(self._numbers) > self._limit:
       self._numbers = {word: i for word, i in self._numbers.items()
                        if self._counts[i] > 1 or not i}
       self._limit = max(_MOST_WORDS, 2 * len(self._numbers))
+      self.forgot = True
     numbers = np.empty(len(words), np.int32)
     for place, word in enumerate(words):
       number = self._numbers.get(word)

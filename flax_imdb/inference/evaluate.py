@@ -14,7 +14,7 @@ from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.data.batches import eval_batches
 from flax_imdb.data.reading import Batch, Reading, Share
-from flax_imdb.data.reviews import Reviews, data_sha256, load_splits
+from flax_imdb.data.reviews import Reviews, load_splits, reviews_sha256
 from flax_imdb.inference import confusion
 from flax_imdb.model import classifier
 from flax_imdb.terminal import CompileClock, ShowProgress, show_nothing
@@ -165,7 +165,8 @@ def evaluate_run(workdir: str, which: str | None, split: str,
   processes.check_same('checkpoint', lambda: classifier.params_sha256(
       devices.to_host(restored.params)))
   processes.check_same(
-      'tokenizer or data', lambda: data_sha256(restored.tokenizer, reviews))
+      'tokenizer or data',
+      lambda: f'{restored.tokenizer.to_str()} {reviews_sha256(reviews)}')
   compiled = CompileClock(
       lambda: processes.report_alive('compile'), progress)
   logits = make_logits(

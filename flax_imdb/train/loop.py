@@ -175,7 +175,7 @@ def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,
           _epoch_text(line, task.config.num_epochs, reviews_per_second)
           + task.compiled.take())
   if not task.steps_total and checkpoints.latest() is None:  # only to evaluate
-    training.save(score=0.0)
+    training.save(score=None)
   if stop.agreed() and checkpoints.latest() != training.step:
     _check_finite(task, training, devices.to_host(training.state.metrics))
     training.save(score=None)
@@ -260,7 +260,7 @@ def _finish(task: Task, training: _Training, stop: preemption.Stop,
   config, step = task.config, training.step
   best = training.checkpoints.best()
   def choose() -> int:
-    chosen = best if run.evaluates_best(config) else step
+    chosen = run.chosen_step(config, best, step)
     assert chosen is not None
     return chosen
   processes.report_alive('restore')

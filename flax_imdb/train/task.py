@@ -19,9 +19,9 @@ from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import (
   Reviews,
-  data_sha256,
   joined,
   load_splits,
+  reviews_sha256,
   training_tokenizer,
 )
 from flax_imdb.data.tokenizer import load_tokenizer
@@ -106,12 +106,15 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
               train_reviews.labels, len(labels)).astype(np.float32))
     train_reviews = joined(train_reviews, unlabelled)
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
-  processes.check_same('tokenizer or data', lambda: ' '.join(
-      data_sha256(tokenizer, split)
-      for split in (train_reviews, *splits.values())))
+  sha256 = {split: reviews_sha256(reviews) for split, reviews in (
+      splits | {'train': train_reviews}).items()}
+  processes.check_same(
+      'tokenizer or data', lambda: f'{tokenizer.to_str()} {sha256}')
+  sha256.pop('test', None)  # of which nothing is learned
+  run.check_data(workdir, sha256)
   known, train_reviews = _ngrams(
-      config, workdir, terminal, tokenizer, train_reviews, len(labels))
-  run.begin_directory(workdir, config, tokenizer, known, labels)
+      config, workdir, terminal, train_reviews, sha256['train'], len(labels))
+  run.begin_directory(workdir, config, tokenizer, known, labels, sha256)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
       Reading.of(config.data), Share(*devices.share()),
@@ -185,7 +188,7 @@ def _begun(config: ConfigDict, workdir: str) -> str | None:
 
 
 def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
-            tokenizer: Tokenizer, reviews: Reviews, class_count: int) -> tuple[
+            reviews: Reviews, sha256: str, class_count: int) -> tuple[
                 Ngrams, Reviews]:
   """As `counting.fit`; pairs are the run's own, as words in `_tokenizer`."""
   if config.model.inputs == 'words':
@@ -197,5 +200,4 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
                         len(run.read_labels(source))).pairs
   terminal.progress('counting n-grams', 0, 0)
   return counting.fit_or_read(
-      config, reviews, data_sha256(tokenizer, reviews), terminal.announce,
-      pairs, class_count)
+      config, reviews, sha256, terminal.announce, pairs, class_count)

@@ -8,7 +8,7 @@ import pytest
 from support import data_sets
 
 from flax_imdb.config import load_config
-from flax_imdb.data import encoding, sources
+from flax_imdb.data import encoding, sources, tokenizer as tokenizer_module
 from flax_imdb.data.reviews import (
   encode_reviews,
   joined,
@@ -106,6 +106,17 @@ def test_of_each_part_it_is_told_how_far_it_is(cache, config, monkeypatch):
   training_tokenizer(config, print, tell)
   assert told[:2] == [('grouping by names', 0, 0),
                       ('tokenizing train[:60]', 0, 60)]
+
+
+def test_where_words_were_forgotten_ids_are_still_those_of_encode(
+    cache, config, monkeypatch):
+  monkeypatch.setattr(encoding, '_ALONE_PART', 7)
+  monkeypatch.setattr(tokenizer_module, '_MOST_WORDS', 20)
+  tokenizer = training_tokenizer(config, print)
+  texts, _ = sources.read_texts(data_sets.of(NAME), 'train[:60]')
+  reviews, _ = _load(config, 'train')
+  want = encode(tokenizer, texts)[:len(reviews)]
+  assert _rows(reviews) == [row.tolist() for row in want]
 
 
 def test_validation_is_the_last_part_of_the_training_split(cache, config):

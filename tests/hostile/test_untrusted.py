@@ -416,6 +416,8 @@ READERS = {
     'tokenizer.json': lambda path: load_tokenizer(path, 100),
     'calibration.json': lambda path: run.read_temperature(path, 7),
     'labels.json': lambda path: run.read_labels(path.parent),
+    'data.json': lambda path: (path.with_name('config.json').touch(),
+                               run.check_data(str(path.parent), {})),
     'metrics.jsonl': lambda path: Writers(path.parent, 7),
     'loggers.json': lambda path: loggers._read_ids(str(path.parent)),
     'summary.json': lambda path: model_card.write_export(

@@ -55,7 +55,7 @@ def _one_line(process, status):
 
 def _same(found, local):
   """Compares the files of a remote run with a local run directory."""
-  for name in ('config.json', 'labels.json', 'tokenizer.json',
+  for name in ('config.json', 'labels.json', 'data.json', 'tokenizer.json',
                'metrics.jsonl', 'calibration.json'):
     assert found[name] == (local / name).read_bytes()
   summaries = [json.loads(found['summary.json']),
@@ -71,9 +71,9 @@ def test_a_remote_run_is_the_local_one(store, trained):
   _same(found, trained[0])
   tops = {name.split('/')[0].split('.tfevents')[0] for name in found}
   assert tops == {
-      'config.json', 'labels.json', 'tokenizer.json', 'checkpoints',
-      'events.out', 'metrics.jsonl', 'calibration.json', 'summary.json',
-      'MODEL_CARD.md', 'projector', 'projector_config.pbtxt'}
+      'config.json', 'labels.json', 'data.json', 'tokenizer.json',
+      'checkpoints', 'events.out', 'metrics.jsonl', 'calibration.json',
+      'summary.json', 'MODEL_CARD.md', 'projector', 'projector_config.pbtxt'}
   assert {name.split('/')[1] for name in found if name.startswith(
       'checkpoints/')} == {'7', '14'}
   (events,) = (v for k, v in found.items() if re.match(
