@@ -83,8 +83,9 @@ def read_parts(data: ConfigDict, split: str, marks: bool) -> Iterator[Part]:
         yield part
     except concurrent.futures.process.BrokenProcessPool as e:
       raise TransientError(
-          'a process that reads texts has ended, perhaps for lack of memory: '
-          'start again') from e
+          'a process that reads texts has ended, perhaps for lack of memory, '
+          'or in a script for lack of if __name__ == "__main__": start again'
+          ) from e
     finally:
       pool.shutdown(cancel_futures=True)
 

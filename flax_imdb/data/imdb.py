@@ -85,13 +85,20 @@ def provide_archive(downloads: pathlib.Path, announce: Callable[[str], None],
 
 
 def _probe(url: str) -> None:
-  """Raises ConnectionError if the host, or the proxy to it, takes none."""
+  """Raises ConnectionError if the host, or the proxy to it, takes none.
+
+  UserError if what the environment has for a proxy is none.
+  """
   parts = urllib.parse.urlsplit(url)
   proxy = urllib.request.getproxies().get(parts.scheme)
-  if proxy and not urllib.request.proxy_bypass(parts.netloc):
-    parts = urllib.parse.urlsplit(proxy if '://' in proxy else f'//{proxy}')
-  host = parts.hostname
-  port = parts.port or (443 if parts.scheme == 'https' else 80)
+  try:
+    if proxy and not urllib.request.proxy_bypass(parts.netloc):
+      parts = urllib.parse.urlsplit(proxy if '://' in proxy else f'//{proxy}')
+    host = parts.hostname
+    port = parts.port or (443 if parts.scheme == 'https' else 80)
+  except ValueError as e:
+    raise UserError(f'the proxy {proxy} of the environment is no address ({e}):'
+                    ' correct or unset the variable') from e
   failure: str | None = f'no answer in {_PROBE_SECONDS} s'
 
   def connect():

@@ -13,7 +13,6 @@ from flax_imdb.data import classes, sources
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files, npz
 
-_MOST_NUMBERS = 1 << 24
 _MOST_BYTES = 1 << 16  # of what is told of the teachers
 
 
@@ -47,15 +46,15 @@ def load(path: str | os.PathLike[str], of: dict[str, Any],
   Raises UserError if it is missing, damaged, or not of the data set and split
   `of`.
   """
-  most = 4 * _MOST_NUMBERS + _MOST_BYTES
-  content = files.read_bytes(path, most)
   fix = 'delete it, and training makes it again'
+  columns = classes.columns(class_count)
+  most = 4 * n * columns + _MOST_BYTES + 4096  # and the heads of the arrays
+  content = files.read_bytes(path, most, fix)
   try:
     arrays = npz.read_arrays(io.BytesIO(content), most)
     probabilities = arrays['probabilities']
     about = json.loads(arrays['about'].tobytes()[:_MOST_BYTES])
     found, teachers = about['of'], about['teachers']
-    columns = classes.columns(class_count)
     if (probabilities.dtype != np.float32
         or probabilities.shape[1:] != ((columns,) if columns > 1 else ())
         or not ((probabilities >= 0) & (probabilities <= 1)).all()):

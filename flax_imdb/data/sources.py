@@ -75,7 +75,7 @@ def _prepared(data: ConfigDict) -> pathlib.Path | None:
   # tfds renames a directory into place when it is complete; one that lacks
   # these was copied by hand, and tfds would take it for prepared.
   for needed in ('dataset_info.json', 'features.json'):
-    if not os.path.exists(path / needed):
+    if not os.access(path / needed, os.R_OK):
       raise UserError(f'{path} is incomplete, it has no readable {needed}: '
                       'delete it and run again')
   return path

@@ -248,7 +248,13 @@ def _cells(path: str, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
     lines.row.clear()
   else:
     first = ''
-  delimiter = '\t' if kind(path) == 'tsv' else _delimiter(first)
+  # Excel's first line may say what delimits the cells of the others.
+  if told := re.fullmatch('sep=([,;\t])\\s*', first):
+    lines.row.clear()
+    first = next(lines, '')
+    delimiter = told[1]
+  else:
+    delimiter = '\t' if kind(path) == 'tsv' else _delimiter(first)
   def with_first() -> Iterator[str]:
     yield first
     yield from lines
@@ -346,7 +352,7 @@ def _parquet_rows(path: str, file: BinaryIO,
   table = _parquet(file)
   for name in wanted:
     found = table.schema_arrow.field(name).type
-    if pa.types.is_nested(found):
+    if pa.types.is_nested(found) or pa.types.is_temporal(found):
       raise UserError(
           f'{path}: column {shown(name)} is of type {shown(str(found))}: give '
           'one of texts, whole numbers or booleans')

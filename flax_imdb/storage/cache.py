@@ -8,10 +8,17 @@ import json
 import os
 import pathlib
 
+from flax_imdb.errors import UserError
+from flax_imdb.storage import files
+
 
 def directory() -> pathlib.Path:
-  """Where the cache is, made or not."""
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  """Where the cache is, made or not; UserError for who has no home."""
+  try:
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  except RuntimeError as e:
+    raise UserError(f'there is no place for the cache ({e}): set '
+                    'XDG_CACHE_HOME') from e
   return pathlib.Path(base) / 'flax_imdb'
 
 
@@ -23,8 +30,10 @@ def path(folder: str, name: str, suffix: str, *key) -> pathlib.Path:
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-  """Lets one process of a machine through at a time; may raise OSError."""
-  directory().mkdir(parents=True, exist_ok=True)
-  with open(directory() / 'lock', 'w') as f:
-    fcntl.flock(f, fcntl.LOCK_EX)  # until the file is closed
+  """Lets one process of a machine through at a time; as `files.writing`."""
+  with contextlib.ExitStack() as stack:
+    with files.writing(directory() / 'lock'):
+      directory().mkdir(parents=True, exist_ok=True)
+      f = stack.enter_context(open(directory() / 'lock', 'w'))
+      fcntl.flock(f, fcntl.LOCK_EX)  # until the file is closed
     yield

@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import pathlib
+import secrets
 import stat
 import time
 from typing import BinaryIO
@@ -43,7 +44,9 @@ def write(path: pathlib.Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   """Writes under a temporary name, then renames; see `files.replacing`."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  # In containers that share a directory processes have equal numbers.
+  temporary = path.with_name(
+      f'{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
   path.parent.mkdir(parents=True, exist_ok=True)
   remove_leftovers(path.parent, path.name, _LEFTOVER_SECONDS)
   try:

@@ -103,7 +103,9 @@ def exists(path: pathlib.Path) -> bool:
   try:
     return path.exists()
   except OSError as e:
-    raise_failure(e, f'cannot read {path}', 'see that it is to be read')
+    raise_failure(e, f'cannot read {path}', 'see that it is to be read, or '
+                  'choose another directory with --workdir, or XDG_CACHE_HOME '
+                  'for the cache')
     raise
 
 
@@ -166,8 +168,8 @@ def locked(path: Path, lost: Callable[[str], None]) -> Iterator[str]:
 def read_bounded(path: Path, most: int) -> bytes:
   """Reads a file that a stranger may have made, of at most `most` bytes.
 
-  Raises ValueError if it is larger, or is none but a directory, a pipe or a
-  device, which might never end; what the disk or the store raises as it is.
+  Raises ValueError if it is larger, or a pipe or a device, which might never
+  end; what the disk or the store raises as it is, also for a directory.
   """
   with _place(path).opened(as_path(path)) as (file, size):
     if size is None:

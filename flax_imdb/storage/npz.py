@@ -82,7 +82,7 @@ def cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
   That is where there is no file, or one that is damaged, which `announce` is
   told: `checked` raises one of `ERRORS` for what is not as it was written.
   """
-  if not path.exists():
+  if not files.exists(path):
     return None
   try:
     return checked(map_arrays(path))

@@ -61,7 +61,8 @@ class Loggers:
 
   A run that is started again goes on as the same one there: its ids are kept in
   the run directory. Raises UserError if a service can't be reached at first,
-  and announces later, in one line, that one has failed and is told no more.
+  and announces later, also of a run that goes on, in one line that one has
+  failed and is told no more.
   """
 
   def __init__(self, config: ConfigDict, workdir: str,
@@ -76,9 +77,11 @@ class Loggers:
       try:
         opened = module.Service(config, workdir, known.get(name))
       except Exception as e:  # whatever a library or its server can raise
-        raise UserError(
-            f'config.loggers={name} cannot start ({type(e).__name__}: '
-            f'{e!s:.200}): {module.FIX}, or leave it out') from e
+        if name in known:  # it was reached once: there is nothing to mend
+          self._tell_of_failure(name, _reason(e))
+          continue
+        raise UserError(f'config.loggers={name} cannot start ({_reason(e)}): '
+                        f'{module.FIX}, or leave it out') from e
       known[name] = opened.id
       self._services.append(_Queue(name, opened))
     files.write(f'{workdir}/{_FILE}', json.dumps(known, indent=2) + '\n')
@@ -109,9 +112,12 @@ class Loggers:
 
   def _tell_of_failures(self) -> None:
     for service in [x for x in self._services if x.failure]:
-      self._announce(f'warning: {service.name} is told no more of this run '
-                     f'({service.failure}), which goes on')
+      self._tell_of_failure(service.name, service.failure)
       self._services.remove(service)
+
+  def _tell_of_failure(self, name: str, reason: str) -> None:
+    self._announce(f'warning: {name} is told no more of this run ({reason}), '
+                   'which goes on')
 
 
 class _Queue:
@@ -139,8 +145,12 @@ class _Queue:
       try:
         call(self._service)
       except Exception as e:  # whatever a library or its server can raise
-        self.failure = f'{type(e).__name__}: {" ".join(str(e).split()):.200}'
+        self.failure = _reason(e)
         return
+
+
+def _reason(error: Exception) -> str:
+  return f'{type(error).__name__}: {" ".join(str(error).split()):.200}'
 
 
 def _read_ids(workdir: str) -> dict[str, str]:

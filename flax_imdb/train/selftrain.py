@@ -27,7 +27,7 @@ from flax_imdb.train import loop
 # validate the student, or that test it.
 _SHARED = ('name', 'train_file', 'validation_file', 'test_file',
            'test_fraction', 'train_split', 'test_split', 'validation_split',
-           'validation_fraction', 'validation_by')
+           'validation_fraction', 'validation_by', 'text_field', 'label_field')
 
 
 def train(config: ConfigDict, workdir: str,
@@ -41,7 +41,9 @@ def train(config: ConfigDict, workdir: str,
     with run.locked(workdir, terminal.announce):
       run.check_directory(workdir, config)
     # As the first process sees it: another may look when it has just written.
-    taught = (files.as_path(workdir) / 'pseudo_labels.npz').exists()
+    # What lies in a directory that is no run yet may be for another config.
+    taught = run.is_run(workdir) and files.exists(
+        files.as_path(workdir) / 'pseudo_labels.npz')
     if processes.gather(str(taught))[0] == str(False):
       _teach(config, workdir, terminal)
   return loop.train(config, workdir, terminal)
@@ -61,6 +63,9 @@ def teacher_config(config: ConfigDict) -> ConfigDict:
 def _teach(config: ConfigDict, workdir: str, terminal: Terminal) -> None:
   """Writes what the teachers say, which are trained before if need be."""
   rounds = config.self_training_rounds
+  with processes.one_at_a_time():  # what is misspelt is told before one trains
+    sources.prepare(config.data, terminal.announce, terminal.progress)
+    sources.count_texts(config.data, config.data.unlabelled_split)
   if config.teachers:
     teachers = config.teachers.split(',')
   else:

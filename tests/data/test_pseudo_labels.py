@@ -43,6 +43,14 @@ def test_those_of_other_reviews_are_refused(change, tmp_path, source):
     pseudo_labels.load(path, source, 3)
 
 
+def test_as_many_as_there_are_are_read(tmp_path, source):
+  n = (1 << 24) + 20_000
+  path = _saved(tmp_path / 'pseudo_labels.npz', source, np.zeros(n, np.float32))
+  assert len(pseudo_labels.load(path, source, n).probabilities) == n
+  with pytest.raises(UserError, match='more than .* delete it, and training'):
+    pseudo_labels.load(path, source, 3)
+
+
 def test_another_number_is_refused(tmp_path, source):
   path = _saved(tmp_path / 'pseudo_labels.npz', source)
   with pytest.raises(UserError, match='has labels of 3 reviews'):

@@ -281,6 +281,17 @@ def test_a_proxy_is_probed_in_place_of_the_host(server, point_at, monkeypatch):
   assert set(pairs('train')) == expected('train')
 
 
+@pytest.mark.parametrize('proxy', [
+    'http://127.0.0.1:port', 'http://127.0.0.1:65536', 'http://[::1'])
+def test_a_proxy_that_is_no_address_is_named(
+    proxy, server, point_at, monkeypatch):
+  point_at('http://reviews.invalid/aclImdb_v1.tar.gz')
+  for variable in 'HTTP_PROXY', 'http_proxy':
+    monkeypatch.setenv(variable, proxy)
+  assert f'the proxy {proxy} of the environment is no address' in (
+      error_of(prepare))
+
+
 # Named, for the archive holds the second in which a worker made it, and workers
 # that differ in a test's name run none.
 @pytest.mark.parametrize('body', [ARCHIVE[:200], b'not an archive' * 99],

@@ -92,6 +92,7 @@ COLUMNS = {'review': [t for t, _ in ROWS], 'stars': [y for _, y in ROWS]}
 @pytest.mark.parametrize('name, content', {
     'a.csv': CSV, 'A.CSV': CSV, 'a.txt': CSV,
     'semicolon.csv': table(ROWS, delimiter=';'),
+    'said.csv': b'\xef\xbb\xbfsep=;\r\n' + table(ROWS, delimiter=';'),
     'tab.csv': table(ROWS, delimiter='\t'),
     'a.tsv': table(ROWS, delimiter='\t'),
     'a.b.csv.gz': gzip.compress(CSV[:700]) + gzip.compress(CSV[700:]),
@@ -484,6 +485,9 @@ WRONG = {
     'no parquet.parquet': (CSV, {}, 'is damaged'),
     'lists.parquet': (parquet(text=[['a'], ['b']], label=[1, 2]), {},
                       'column text is of type list'),
+    'days.parquet': (
+        parquet(text=['a'], label=pa.array([1], pa.timestamp('ns'))), {},
+        'column label is of type timestamp'),
     'numbers.parquet': (parquet(text=[1, 2], label=[1, 2]), {},
                         'row 1: the text 1 is of type int'),
     'fractions.parquet': (parquet(text=['a', 'b'], label=[1.0, 2.0]), {},

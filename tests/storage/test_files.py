@@ -9,7 +9,7 @@ import pytest
 
 from flax_imdb.checkpoint import run
 from flax_imdb.errors import TransientError, UserError
-from flax_imdb.storage import disk, files
+from flax_imdb.storage import cache, disk, files
 
 
 def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
@@ -23,6 +23,29 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path):
   assert sorted(tmp_path.iterdir()) == [tmp_path / 'a', new, other]
   files.remove_leftovers(tmp_path, '*')
   assert sorted(tmp_path.iterdir()) == [tmp_path / 'a']
+
+
+def test_processes_of_one_number_write_files_of_their_own(tmp_path):
+  """As in two containers, where the number is often 1."""
+  with (files.replacing(tmp_path / 'a') as first,
+        files.replacing(tmp_path / 'a') as second):
+    first.write(b'first')
+    second.write(b'second')
+  assert (tmp_path / 'a').read_bytes() == b'first'
+  assert [*tmp_path.iterdir()] == [tmp_path / 'a']
+
+
+def test_a_cache_without_a_place_is_a_mistake(tmp_path, monkeypatch):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  with pytest.raises(UserError, match='XDG_CACHE_HOME'), cache.lock():
+    pass
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  def homeless():
+    raise RuntimeError('Could not determine home directory.')
+  monkeypatch.setattr(cache.pathlib.Path, 'home', homeless)
+  with pytest.raises(UserError, match='set XDG_CACHE_HOME'):
+    cache.directory()
 
 
 def test_a_run_begins_without_leftovers_and_spares_what_is_not_its_own(

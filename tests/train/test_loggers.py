@@ -210,6 +210,20 @@ def test_one_that_can_not_start_is_a_mistake(notes, tmp_path, monkeypatch):
   finished(run_here(*TINY, f'--workdir={tmp_path / "run"}'))
 
 
+def test_a_run_that_goes_on_does_so_without_one_that_is_away(
+    notes, tmp_path, monkeypatch):
+  ids = tmp_path / 'run' / 'loggers.json'
+  ids.parent.mkdir()
+  ids.write_text('{"wandb": "abc"}')
+  monkeypatch.setenv('FAILS', 'init')
+  lines = []
+  with _told(_config('wandb'), tmp_path, lines) as told:
+    told.log(7, {'train/loss': 0.5})
+  assert lines == ['warning: wandb is told no more of this run (RuntimeError: '
+                   'no route to host), which goes on']
+  assert json.loads(ids.read_text()) == {'wandb': 'abc'}  # for the next start
+
+
 def test_a_run_that_mlflow_has_lost_begins_again(
     notes, tmp_path, monkeypatch):
   (tmp_path / 'run').mkdir()

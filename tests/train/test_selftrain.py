@@ -88,19 +88,21 @@ def test_the_student_learns_from_the_labels(student, tmp_path):
   """With other labels it is another one."""
   workdir, _ = student
   copy = tmp_path / 'run'
-  copy.mkdir()
+  def begun(**arrays):  # which reads the labels and teaches no more
+    copy.mkdir()
+    for name in 'config.json', 'labels.json', 'tokenizer.json', 'ngrams.npz':
+      shutil.copy(workdir / name, copy)
+    np.savez(copy / 'pseudo_labels.npz', **arrays)
   with np.load(workdir / 'pseudo_labels.npz') as f:
     arrays = dict(f)
-  np.savez(copy / 'pseudo_labels.npz', **arrays)
+  begun(**arrays)
   flags = (*FLAGS, '--config.self_training_rounds=2', f'--workdir={copy}')
   finished(run_here(*flags))
   want = _summary(workdir)['params_sha256']
   assert _summary(copy)['params_sha256'] == want
   assert not (copy / 'teacher').exists()
   shutil.rmtree(copy)
-  copy.mkdir()
-  arrays['probabilities'] = 1 - arrays['probabilities']
-  np.savez(copy / 'pseudo_labels.npz', **arrays)
+  begun(**arrays | {'probabilities': 1 - arrays['probabilities']})
   finished(run_here(*flags))
   assert _summary(copy)['params_sha256'] != want
 
@@ -152,7 +154,8 @@ def test_teachers_may_be_runs_that_are_there(
 
 @pytest.mark.parametrize(('field', 'value'), [
     ('train_split', 'train[:90]'), ('validation_by', 'rows'),
-    ('validation_fraction', '0.2'), ('test_split', 'test[:40]')])
+    ('validation_fraction', '0.2'), ('test_split', 'test[:40]'),
+    ('text_field', 'title'), ('label_field', 'stars')])
 def test_a_teacher_that_knows_other_reviews_is_refused(
     field, value, trained_on_every_input, tmp_path):
   teacher, _ = trained_on_every_input
@@ -169,10 +172,28 @@ def test_a_teacher_that_knows_other_reviews_is_refused(
     (['--config.data.unlabelled_split='],
      'give --config.data.unlabelled_split'),
     (['--config.data.unlabelled_split=nothing'], 'unknown split'),
+    (['--config.data.unlabelled_split=train[:110]',
+      '--config.data.train_split=train[:110]'], 'give another split'),
     (['--config.teachers=nowhere'], 'nowhere is no run directory'),
-    (['--config.self_training_rounds=0'], 'has no use')])
+    (['--config.self_training_rounds=0'], 'has no use'),
+    (['--config.self_training_rounds=0', '--config.teachers=nowhere',
+      '--config.data.unlabelled_split='], 'teachers=nowhere has no use')])
 def test_what_is_missing_is_one_line(flags, line, tmp_path):
   process = run_here(*FLAGS, *flags, f'--workdir={tmp_path}/run')
   assert process.returncode == 2
   assert line in process.stderr and process.stderr.count('\n') == 1
+  assert not (tmp_path / 'run' / 'config.json').exists()
+  assert not (tmp_path / 'run' / 'teacher').exists()
+
+
+def test_labels_of_a_run_that_never_began_are_no_other_s(student, tmp_path):
+  """A kill may leave them; the next config may be another."""
+  workdir, _ = student
+  (tmp_path / 'run').mkdir()
+  shutil.copy(workdir / 'pseudo_labels.npz', tmp_path / 'run')
+  shutil.copytree(workdir / 'teacher', tmp_path / 'run' / 'teacher')
+  process = run_here(*FLAGS, '--config.self_training_rounds=2',
+                     '--config.seed=7', f'--workdir={tmp_path}/run')
+  assert process.returncode == 2
+  assert 'made with another config (seed: 0 there, 7 now)' in process.stderr
   assert not (tmp_path / 'run' / 'config.json').exists()
