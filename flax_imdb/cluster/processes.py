@@ -8,6 +8,7 @@ at it each second.
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import hashlib
 import itertools
 import secrets
 import socket
@@ -139,11 +140,14 @@ def check_shared(directory: str) -> None:
                     'file system that all hosts mount')
 
 
-def check_same(what: str, digest: Callable[[], str]) -> None:
-  """Raises UserError in all if `what`, of which this is a digest, differs."""
+def check_same(what: str, text: Callable[[], str]) -> None:
+  """Raises UserError in all if `what`, which this tells in any length, differs.
+
+  `text` is asked where there are several processes alone.
+  """
   if count() == 1:
     return
-  digests = gather(digest())
+  digests = gather(hashlib.sha256(text().encode()).hexdigest())
   if others := [str(i) for i, d in enumerate(digests) if d != digests[0]]:
     raise UserError(f'process {", ".join(others)} has another {what} than '
                     'process 0: start all with the same flags and data')
