@@ -264,13 +264,6 @@ def check_fields(config: ConfigDict) -> None:
         f'config.data.unlabelled_split={config.data.unlabelled_split} has no '
         'use: give --config.self_training_rounds=1 as well, or '
         '--config.virtual_adversarial_norm or --config.entropy_weight')
-  if config.data.unlabelled_split == config.data.train_split:
-    raise UserError(
-        f'config.data.unlabelled_split={config.data.unlabelled_split} is what '
-        'config.data.train_split reads with its labels: give another split')
-  if config.teachers and not config.self_training_rounds:
-    raise UserError(f'config.teachers={config.teachers} has no use: give '
-                    '--config.self_training_rounds=1 as well')
   if config.model.recurrence in ('kernel', 'interpret') and (
       config.model.cell != 'lstm' or config.debug):
     raise UserError(

@@ -93,7 +93,10 @@ def slurm_tasks() -> int | None:
   env = os.environ
   if not ('SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env):
     return None
-  return _count('SLURM_NTASKS', env.get('SLURM_NTASKS', '1'))
+  # The shell that salloc opens is a step of one task in a job of several.
+  name = ('SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env
+          else 'SLURM_NTASKS')
+  return _count(name, env.get(name, '1'))
 
 
 def _slurm_share() -> float:

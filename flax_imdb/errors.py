@@ -27,6 +27,11 @@ class TransientError(Exception):
   status = 69  # EX_UNAVAILABLE of sysexits.h
 
 
+class Terminated(TransientError):
+  """A run that was asked to stop when there was nothing new to save."""
+  status = 75  # as `Preempted`
+
+
 class ChildError(Exception):
   """A run that another process trained failed; `status` is what that gave."""
 

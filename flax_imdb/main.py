@@ -141,9 +141,11 @@ def _run_mode(args: argparse.Namespace, config: ConfigDict,
   def introduce(config: ConfigDict) -> None:
     announce(_introduction(config, args))
   if args.mode == 'train':
+    from flax_imdb.cluster import preemption
     from flax_imdb.train import selftrain
     introduce(config)
-    summary = selftrain.train(config, args.workdir, terminal)
+    with preemption.heeded():
+      summary = selftrain.train(config, args.workdir, terminal)
     announce(f'{summary["seconds"]:.1f} s of training; the run lies in '
              f'{args.workdir}')
     for line in _next(config, args.workdir):

@@ -59,10 +59,17 @@ def _start(args: argparse.Namespace) -> list[subprocess.Popen]:
 
 
 def _copy(number: int, source, target) -> None:
-  """Copies line by line, so that those of two processes do not mix."""
+  """Copies line by line, so that those of two processes do not mix.
+
+  Where the reader, such as head, has seen enough, the rest goes nowhere: if it
+  were not read, who writes it would wait for ever.
+  """
   for line in source:
-    target.write(f'{number}: '.encode() + line.removesuffix(b'\n') + b'\n')
-    target.flush()
+    try:
+      target.write(f'{number}: '.encode() + line.removesuffix(b'\n') + b'\n')
+      target.flush()
+    except BrokenPipeError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
 
 
 def main(argv: list[str]) -> int:

@@ -152,6 +152,10 @@ def test_slurm_tasks_share_the_batch_where_they_are_one_run(
   with pytest.raises(UserError, match='enough'):
     main._start_jax(*cli.parse(argv))
   assert asked == [rows]
+  # The shell that salloc opens: a step of one task in a job of several.
+  env['SLURM_STEP_NUM_TASKS'] = '1'
+  assert environment.slurm_tasks() == 1
+  del env['SLURM_STEP_NUM_TASKS']
   env['SLURM_NTASKS'] = 'many'
   if mode == 'train':
     with pytest.raises(UserError, match="SLURM_NTASKS is 'many', not a posit"):

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,6 +21,7 @@ from support.command import ROOT, TINY, finished, run_here, run_main
 from flax_imdb import main
 from flax_imdb.cluster import processes
 from flax_imdb.inference import calibration
+from flax_imdb.train import task
 
 # One batch shape: half as much to compile, where that is what takes the time.
 SHORT = (*TINY, '--config.data.max_length=20')
@@ -45,6 +47,16 @@ def test_only_what_goes_on_when_started_again_is_said_to(
   assert process.stderr.startswith('error: interrupted')
   assert ('goes on from what is saved: python' in process.stderr) == (
       mode == 'train')
+
+
+def test_sigterm_before_there_is_a_step_is_to_be_started_again(
+    monkeypatch, tmp_path):
+  monkeypatch.setattr(
+      task, '_labels', lambda *arguments: signal.raise_signal(signal.SIGTERM))
+  process = run_here(*TINY, f'--workdir={tmp_path}/run')
+  assert process.returncode == 75
+  assert process.stderr == ('error: stopped by SIGTERM, with nothing new to '
+                            'save: the same command goes on\n')
 
 
 def test_a_run_directory_holds_what_the_docs_say(trained):

@@ -243,8 +243,9 @@ def _restore(workdir: str, which: str | None) -> Run:
       else:
         step = int(which) if which.isascii() and which.isdigit() else None
       if step is None or step not in steps:
+        name = 'latest' if which is None else which
         raise UserError(
-            f'{workdir} has no {which or "latest"} step, steps found: {steps}: '
+            f'{workdir} has no {name} step, steps found: {steps}: '
             + ('choose one with --step' if steps else 'train first'))
       return step
     step, params = restore_eval_params(checkpoints, choose, config, model)

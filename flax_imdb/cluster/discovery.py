@@ -27,6 +27,10 @@ def check_flags(coordinator_address: str | None, num_processes: int | None,
     raise UserError(f'--process_id={process_id}: must be 0 to '
                     f'{num_processes - 1}, one less than --num_processes')
   host, _, port = coordinator_address.rpartition(':')
+  try:
+    host.encode('idna')
+  except UnicodeError:  # an empty part, or one of more than 63 characters
+    host = ''
   if not host or not (port.isascii() and port.isdigit()
                       and 0 < int(port) < 65536):
     raise UserError(f'--coordinator_address={coordinator_address}: write it as '
@@ -56,7 +60,7 @@ def _cluster() -> str | None:
   env = os.environ
   if (tasks := environment.slurm_tasks()) is not None:
     return 'slurm' if tasks > 1 else None
-  if (env.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu'
+  if ((env.get('JAX_PLATFORMS') or 'tpu').split(',')[0] != 'tpu'
       or not (glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))):
     return None
   slices = int(env.get('MEGASCALE_NUM_SLICES') or 1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flax_imdb.cluster import devices, processes
-from flax_imdb.errors import Preempted
+from flax_imdb.errors import Preempted, Terminated
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -72,6 +72,32 @@ class Stop:
       raise Preempted(
           f'stopped by {" and ".join(sorted(signals))} after step {step} of '
           f'{steps_total}, which is saved: the same command goes on from there')
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+  """Where SIGTERM is not `deferred` it ends the context with Terminated.
+
+  On the way there it is a KeyboardInterrupt, which nobody takes for a failure.
+  """
+  asked = False
+
+  def interrupt(number, frame):
+    nonlocal asked
+    del number, frame
+    asked = True
+    raise KeyboardInterrupt
+
+  handler = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  except KeyboardInterrupt:
+    if not asked:
+      raise
+    raise Terminated('stopped by SIGTERM, with nothing new to save: the same '
+                     'command goes on') from None
+  finally:
+    signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

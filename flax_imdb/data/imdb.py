@@ -96,9 +96,9 @@ def _probe(url: str) -> None:
       parts = urllib.parse.urlsplit(proxy if '://' in proxy else f'//{proxy}')
     host = parts.hostname
     port = parts.port or (443 if parts.scheme == 'https' else 80)
-  except ValueError as e:
-    raise UserError(f'the proxy {proxy} of the environment is no address ({e}):'
-                    ' correct or unset the variable') from e
+  except ValueError:  # which quotes it, and a password that may be in it
+    raise UserError(f'what {parts.scheme}_proxy is in the environment is no '
+                    'address: correct or unset it') from None
   failure: str | None = f'no answer in {_PROBE_SECONDS} s'
 
   def connect():

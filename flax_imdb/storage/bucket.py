@@ -251,7 +251,8 @@ def move(source: Any, target: Any) -> None:
 def find(pattern: str) -> Iterator[tuple[str, int, str]]:
   """See `files.find`; * and ? stand for no /."""
   place, name = os.path.split(pattern)
-  place = str(as_path(place))
+  # By way of a file, for a bucket itself is no run directory.
+  place = str(as_path(f'{place}/file').parent)
   import fsspec
   listed = fsspec.filesystem('gcs').find(place, maxdepth=1, detail=True)
   for path, about in sorted(listed.items()):

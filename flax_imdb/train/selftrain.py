@@ -35,8 +35,11 @@ def train(config: ConfigDict, workdir: str,
   """As `loop.train`, after config.self_training_rounds of teachers.
 
   Each is a run directory, in which a run that was killed goes on; what they say
-  is kept in the student's as `pseudo_labels.npz`.
+  is kept in the student's as `pseudo_labels.npz`. Raises UserError also for
+  fields of these that would have no use, or another than they seem to.
   """
+  if not run.is_run(workdir):  # older ones may be so
+    _check_use(config)
   if config.self_training_rounds:
     with run.locked(workdir, terminal.announce):
       run.check_directory(workdir, config)
@@ -47,6 +50,17 @@ def train(config: ConfigDict, workdir: str,
     if processes.gather(str(taught))[0] == str(False):
       _teach(config, workdir, terminal)
   return loop.train(config, workdir, terminal)
+
+
+def _check_use(config: ConfigDict) -> None:
+  split = config.data.unlabelled_split
+  if split and split == config.data.train_split:
+    raise UserError(
+        f'config.data.unlabelled_split={split} is what config.data.train_split '
+        'reads with its labels: give another split')
+  if config.teachers and not config.self_training_rounds:
+    raise UserError(f'config.teachers={config.teachers} has no use: give '
+                    '--config.self_training_rounds=1 as well')
 
 
 def teacher_config(config: ConfigDict) -> ConfigDict:

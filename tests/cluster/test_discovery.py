@@ -41,6 +41,8 @@ def test_where_there_is_a_cluster(monkeypatch):
   assert discovery._cluster() is None  # one host of a Cloud TPU
   monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'a,b')
   assert discovery._cluster() == 'gketpu'
+  monkeypatch.setenv('JAX_PLATFORMS', '')  # as if it were unset
+  assert discovery._cluster() == 'gketpu'
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert discovery._cluster() is None
 

@@ -13,6 +13,7 @@ import pytest
 from support.command import ROOT
 
 from flax_imdb.cluster import devices, preemption
+from flax_imdb.errors import Terminated
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -27,6 +28,19 @@ def test_the_first_signal_is_noted_and_the_handlers_return(number):
     os.kill(os.getpid(), number)
     time.sleep(0.2)
     assert stop.signal == number.name
+
+
+def test_what_defers_nothing_is_ended_by_sigterm():
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(Terminated, match='stopped by SIGTERM, with') as caught:
+    with preemption.heeded():
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(5)
+      pytest.fail('it went on')
+  assert caught.value.status == 75
+  assert signal.getsignal(signal.SIGTERM) is before
+  with pytest.raises(KeyboardInterrupt), preemption.heeded():
+    raise KeyboardInterrupt  # Ctrl-C is none
 
 
 @pytest.mark.parametrize('signalled', range(20))

@@ -217,6 +217,11 @@ FLAGS = {
     'address without a port': (
         ['--coordinator_address=localhost', '--num_processes=2',
          '--process_id=0'], 'write it as HOST:PORT'),
+    'address with an empty part': (
+        ['--coordinator_address=10.0.0..1:8476', '--num_processes=2',
+         '--process_id=1'], 'write it as HOST:PORT'),
+    'an empty workdir': (['--workdir='], '--workdir is empty: give a value'),
+    'an empty step': (['--mode=eval', '--step='], '--step is empty: give'),
     'processes in words': (['--num_processes=two'], "invalid int value: 'two'"),
     'too many processes': (
         ['--coordinator_address=localhost:1', f'--num_processes={10**20}',

@@ -470,10 +470,10 @@ def test_texts_are_read_from_a_bucket_and_named_there(store, tmp_path):
   rows = [f'"text {i}",{"ab"[i % 2]}\n' for i in range(60)]
   store.write('texts/one.csv', ('text,label\n' + ''.join(rows[:30])).encode())
   store.write('texts/two.csv', ('text,label\n' + ''.join(rows[30:])).encode())
-  def prepare(pattern):
+  def prepare(pattern, place='gs://bucket/texts'):
     return run_main(
         '--mode=prepare', '--config=configs/texts.py',
-        f'--config.data.train_file=gs://bucket/texts/{pattern}',
+        f'--config.data.train_file={place}/{pattern}',
         XDG_CACHE_HOME=str(tmp_path), **store.env)
   assert 'train: 2 classes: a 30, b 30' in finished(prepare('*.csv'))
   assert 'reading' not in finished(prepare('*.csv'))
@@ -481,3 +481,6 @@ def test_texts_are_read_from_a_bucket_and_named_there(store, tmp_path):
   message = _one_line(prepare('*.csv'), 2)
   assert 'error: gs://bucket/texts/two.csv, line 2: 3 cells' in message
   assert 'no file has a name like that' in _one_line(prepare('x*.csv'), 2)
+  store.write('top.csv', ('text,label\n' + ''.join(rows)).encode())
+  assert 'train: 2 classes: a 30, b 30' in finished(
+      prepare('top.csv', 'gs://bucket'))
