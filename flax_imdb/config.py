@@ -338,6 +338,10 @@ def _check_language_model(config: ConfigDict, values: dict[str, Any]) -> None:
     raise UserError(
         'config.early_stopping.monitor=macro_f1 is of classes: give '
         '--config.early_stopping.monitor=loss as well')
+  if config.data.segment_length == 1:
+    raise UserError(
+        'config.data.segment_length=1 leaves no word to predict to config.'
+        'objective=language_model: give 0, or 2 at least')
   if config.model.bidirectional and config.model.layers > 1:
     raise UserError(
         f'config.model.layers={config.model.layers}: the second layer reads '

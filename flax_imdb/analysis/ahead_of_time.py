@@ -174,7 +174,8 @@ def largest_batch(config: ConfigDict, devices: Sequence[jax.Device],
       refused = rows
       guess = int(rows * limit / needs)  # 0 if the compiler gave no figure
       between = guess if guess > 1.1 * fits else (fits + rows) // 2
-      rows = min(between, rows * 9 // 10) if fits else rows // 8
+      rows = min(between, rows * 9 // 10) if fits else (
+          rows // 8 or int(rows > 1))
     rows -= rows % 128 if rows > 128 else 0  # a TPU computes on whole 128s
   return fits * len(devices)
 

@@ -191,8 +191,14 @@ class Tuning:
     config = self.config.copy_and_resolve_references()
     for field, (least, most, log) in space.items():
       whole = isinstance(operator.attrgetter(field)(config), int)
-      value = (trial.suggest_int(field, int(least), int(most)) if whole else
-               float(f'{trial.suggest_float(field, least, most, log=log):.4g}'))
+      value: float
+      if whole:
+        value = trial.suggest_int(field, int(least), int(most))
+      else:
+        drawn = trial.suggest_float(field, least, most, log=log)
+        value = float(f'{drawn:.4g}')
+        if not least <= value <= most:  # such as 1 for 0.99997
+          value = drawn
       config.update_from_flattened_dict({field: value})
     check_fields(config)
     return config

@@ -372,8 +372,10 @@ def initial_params(
   else:
     found = _restore(source, None)
     params = devices.to_host(found.params)
-    if found.config.objective != config.objective:
-      _check_words(source, found.config, config)
+    other = found.config.objective != config.objective
+    _check_words(source, found.config, config, [
+        'punctuation', *(['name', 'vocab_size'] if other else [])])
+    if other:
       params = {name: x for name, x in params.items() if name in shapes}
       check_shapes(source, {name: shapes[name] for name in params}, params)
       return drawn() | params
@@ -381,10 +383,10 @@ def initial_params(
   return params
 
 
-def _check_words(source: str, made_with: ConfigDict,
-                 config: ConfigDict) -> None:
-  """Raises UserError if a run has learned the words of other texts."""
-  for field in 'name', 'punctuation', 'vocab_size':
+def _check_words(source: str, made_with: ConfigDict, config: ConfigDict,
+                 fields: Sequence[str]) -> None:
+  """Raises UserError if a run reads other words, by these fields of data."""
+  for field in fields:
     there, here = made_with.data[field], config.data[field]
     if there != here:
       raise UserError(

@@ -136,4 +136,6 @@ def export_keras(workdir: str, which: str | None) -> str:
         'and config.data.segment_length=0, as in configs/notebook.py')
   path = files.as_path(workdir) / 'keras.npz'
   keras_weights.write_weights(path, devices.to_host(restored.params))
-  return f'wrote step {restored.step} to {path}'
+  masked = '; it needs an Embedding with mask_zero=True'
+  return (f'wrote step {restored.step} to {path}'
+          + masked * config.model.mask_padding)

@@ -376,8 +376,8 @@ def _limits_of_labels(card: _Card) -> Iterator[str]:
 def _use(card: _Card) -> Iterator[str]:
   if card.config.objective == 'language_model':
     yield 'In the directory of this card:\n'
-    yield commands('python -m flax_imdb.main --config.init_from=. '
-                   '--workdir=../with_words')
+    yield commands('python -m flax_imdb.main --config=configs/words.py '
+                   '--config.init_from=. --workdir=../with_words')
     yield ('The run must have the same words: `config.data.name`, '
            '`config.data.punctuation` and `config.data.vocab_size`.\n')
     return

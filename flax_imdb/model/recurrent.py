@@ -153,7 +153,7 @@ class RecurrentLayer(nn.Module):
   @nn.compact
   def __call__(self, x_TBE: jax.Array, lengths_B: jax.Array
                ) -> tuple[jax.Array | Summary, jax.Array]:
-    """Reads float32 [T, B, E] inputs, int32 [B] valid steps of each, 1 to T.
+    """Reads float32 [T, B, E] inputs, int32 [B] valid steps of each, 0 to T.
 
     Returns float32 [T, B, H] hidden states, where past a review's end its state
     repeats, or their `Summary`; and [B, H] that after the last word read. Who

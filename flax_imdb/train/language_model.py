@@ -89,7 +89,7 @@ def make_forward(model: classifier.SentimentClassifier,
   """Makes forward(params, batch) -> float32 [devices, 3], of `_sums` each.
 
   The batch is one of `pad` after `devices.shard`, and the negatives are always
-  the same; `others` are devices as in `devices.data_parallel`.
+  the same; `others` are devices as in `devices.data_parallel`. Without jit [3].
   """
   def forward(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
     negatives = word_head.draw(jax.random.key(0), model.vocab_size)
@@ -122,7 +122,7 @@ def make_sums(
       if len(computed) > 1:  # as in `evaluate.make_logits`
         computed[-2] = np.asarray(computed[-2])
     progress('evaluating', done, len(reviews))
-    own = np.sum([np.asarray(x) for x in computed], axis=(0, 1),
+    own = np.sum([np.reshape(x, (-1, 3)) for x in computed], axis=(0, 1),
                  dtype=np.float64)
     return devices.gather_rows(own[:, None]).sum(axis=1)
 

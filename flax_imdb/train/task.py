@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import validates
+from flax_imdb.config import read_config, validates
 from flax_imdb.data import classes, counting, ngrams, pseudo_labels, sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.ngrams import Ngrams
@@ -196,8 +196,10 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
   pairs = None
   source = _begun(config, workdir)
   if source and not run.is_pretraining(source):  # which knows no pairs
-    pairs = ngrams.load(f'{source}/ngrams.npz', config,
-                        len(run.read_labels(source))).pairs
+    pairs = ngrams.load(
+        f'{source}/ngrams.npz',
+        read_config(files.as_path(source) / 'config.json'),
+        len(run.read_labels(source))).pairs
   terminal.progress('counting n-grams', 0, 0)
   return counting.fit_or_read(
       config, reviews, sha256, terminal.announce, pairs, class_count)

@@ -62,6 +62,20 @@ def test_the_space_holds_the_config_itself_and_what_its_model_reads(file):
   assert {'learning_rate', 'model.pooled_dropout', 'num_epochs'} <= set(space)
 
 
+@pytest.mark.parametrize('ema_decay', [0.9998, 0.99999])
+def test_what_is_drawn_stays_within_its_bounds(ema_decay):
+  """Where four digits would be 1."""
+  optuna = pytest.importorskip('optuna')
+  config = load_config('configs/debug.py')
+  config.ema_decay = ema_decay
+  space = tune.search_space(config)
+  tuning = types.SimpleNamespace(config=config)
+  study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+  for _ in range(20):
+    found = tune.Tuning._config(tuning, study.ask(), space)
+    assert 0 < found.ema_decay < 1
+
+
 def test_the_best_trial_becomes_a_config_file(tmp_path, played, clock):
   """Six minutes: the first takes one for two epochs."""
   output = finished(run_here(*_tune(tmp_path, 6)))

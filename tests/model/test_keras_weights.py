@@ -215,13 +215,20 @@ def test_a_run_begins_with_keras_weights_and_exports_them(tmp_path):
   argv = [*NOTEBOOK, f'--config.init_from={tmp_path}/w.npz',
           f'--workdir={tmp_path}/run']
   finished(run_here(*argv, '--config.num_epochs=0'))
-  finished(run_here(
-      '--mode=export', '--format=keras', f'--workdir={tmp_path}/run'))
+  export = '--mode=export', '--format=keras', f'--workdir={tmp_path}/run'
+  assert 'mask_zero' not in finished(run_here(*export))
   exported = np.load(tmp_path / 'run' / 'keras.npz')
   for i, weight in enumerate(_weights()):
     np.testing.assert_array_equal(exported[f'arr_{i}'], weight)
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['step'] == 0 and summary['test']['n'] == 45
+
+  config = (tmp_path / 'run' / 'config.json').read_text()
+  masked = config.replace('"mask_padding": false', '"mask_padding": true')
+  assert masked != config
+  (tmp_path / 'run' / 'config.json').write_text(masked)
+  assert 'needs an Embedding with mask_zero=True' in finished(run_here(*export))
+  (tmp_path / 'run' / 'config.json').write_text(config)
 
   # Another run begins where this one is, with the same words.
   (tmp_path / 'run' / 'tokenizer.json').write_text(

@@ -2,6 +2,7 @@
 """
 
 import json
+import re
 import shutil
 
 import jax
@@ -13,7 +14,7 @@ from support.models import default_with
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, override, read_config
+from flax_imdb.config import check_fields, load_config, override, read_config
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
@@ -193,6 +194,11 @@ def test_it_learns_a_text_in_which_each_word_says_the_next():
   assert after['n'] == before['n'] == 40 * (7 + 6 + 2 * 2 * 7)
   assert before['loss'] > 2.7 and before['accuracy'] < 0.2
   assert after['loss'] < 0.3 and after['accuracy'] > 0.9
+  with jax.disable_jit():  # as config.debug does, where no axis is of devices
+    found = language_model.make_sums(
+        config, language_model.make_forward(model))(
+            state.params, reviews[:3])
+  np.testing.assert_allclose(found, sums(state.params, reviews[:3]), rtol=1e-5)
 
 
 FLAGS = (*TINY, '--config.objective=language_model', '--config.show_examples=0',
@@ -298,6 +304,17 @@ def test_pairs_are_its_own(pretrained, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found['embed'],
                _parameters(source)['embed'])
   assert found['bigrams']['embedding'].shape == (400, 8)
+
+
+def test_the_command_of_its_card_begins_with_a_config_of_its_words(pretrained):
+  command, = re.findall(r'flax_imdb.main (.*)',
+                        (pretrained[0] / 'MODEL_CARD.md').read_text())
+  config, begins = command.split()[:2]
+  assert begins == '--config.init_from=.'
+  words = load_config(config.removeprefix('--config='))
+  assert words.model.inputs == 'words'
+  assert words.data.punctuation == read_config(
+      pretrained[0] / 'config.json').data.punctuation
 
 
 def test_one_direction_is_enough(pretrained):

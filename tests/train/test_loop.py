@@ -27,6 +27,7 @@ from flax_imdb.config import (
 )
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reviews import load_splits
+from flax_imdb.errors import UserError
 from flax_imdb.inference import evaluate
 from flax_imdb.model.classifier import params_sha256
 from flax_imdb.terminal import Rate, Terminal
@@ -369,6 +370,8 @@ def test_a_run_that_begins_with_another_s_pairs_keeps_their_rows(
   config = _flags(EVERY_INPUT)
   config.init_from, config.num_epochs = str(whole), 0
   config.data.train_split = 'train[40:110]'  # which has other pairs
+  config.model.inputs = 'words+bigrams+log_odds'  # and none of its weights
+  config.data.log_odds_ngrams = 50
   summary = loop.train(config, str(tmp_path), _Terminal())
   want = json.loads((whole / 'summary.json').read_text())
   # Log-odds are its own, so only the parameters are the same.
@@ -378,6 +381,15 @@ def test_a_run_that_begins_with_another_s_pairs_keeps_their_rows(
   assert summary['parameters'] == want['parameters']
   with np.load(tmp_path / 'ngrams.npz') as ours:
     np.testing.assert_array_equal(ours['pairs'], restored.ngrams.pairs)
+
+
+def test_a_run_that_begins_with_another_s_words_reads_the_same(
+    tmp_path, trained_on_every_input):
+  config = _flags(EVERY_INPUT)
+  config.init_from, config.num_epochs = str(trained_on_every_input[0]), 0
+  config.data.punctuation = not config.data.punctuation
+  with pytest.raises(UserError, match='was made with config.data.punctuation='):
+    loop.train(config, str(tmp_path), _Terminal())
 
 
 def test_what_a_run_reads_is_read_again_where_it_is_evaluated(
