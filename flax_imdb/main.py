@@ -19,6 +19,7 @@ try:
   from flax_imdb.errors import (
     ChildError,
     Preempted,
+    Terminated,
     TransientError,
     UserError,
   )
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     processes.shut_down()
     return 0
   except (UserError, FloatingPointError, TransientError, ChildError) as e:
-    if debug and processes.count() == 1:
+    if debug and processes.count() == 1 and not isinstance(e, Terminated):
       raise
     return _fail(str(e), getattr(e, 'status', 1))
   except Preempted as e:

@@ -19,7 +19,9 @@ import pytest
 from support.command import ROOT, TINY, finished, run_here, run_main
 
 from flax_imdb import main
+from flax_imdb.checkpoint import run
 from flax_imdb.cluster import processes
+from flax_imdb.config import packaged
 from flax_imdb.inference import calibration
 from flax_imdb.train import task
 
@@ -34,6 +36,12 @@ def _lines(workdir):
 
 def _summary(workdir):
   return json.loads((workdir / 'summary.json').read_text())
+
+
+def test_an_older_score_of_step_0_chooses_nothing():
+  config = packaged('default')
+  assert run.chosen_step(config, 0, 7) == run.chosen_step(config, None, 7) == 7
+  assert run.chosen_step(config, 3, 7) == 3
 
 
 @pytest.mark.parametrize('mode', ['train', 'predict'])

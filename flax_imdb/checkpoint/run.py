@@ -133,8 +133,11 @@ def evaluates_best(config: ConfigDict) -> bool:
 
 def chosen_step(config: ConfigDict, best: int | None,
                 latest: int | None) -> int | None:
-  """The step that a run evaluates; the latest if it has validated none yet."""
-  return best if evaluates_best(config) and best is not None else latest
+  """The step that a run evaluates; the latest if it has validated none yet.
+
+  Step 0 is validated by none, though older runs have a score of it.
+  """
+  return best if evaluates_best(config) and best else latest
 
 
 def _check_writable(workdir: str) -> None:
@@ -183,6 +186,10 @@ def begin_directory(
   path = files.as_path(workdir)
   resumes = processes.gather(str(is_run(workdir)))[0] == str(True)
   if config.init_from and not resumes:
+    if is_run(config.init_from):  # whose tokenizer is this run's, too
+      _check_words(config.init_from, read_config(
+          files.as_path(config.init_from) / 'config.json'), config,
+                   ['punctuation'])
     initial_params(config, classifier.build_model(config, len(labels)))
   if processes.index() > 0:
     return
@@ -372,10 +379,9 @@ def initial_params(
   else:
     found = _restore(source, None)
     params = devices.to_host(found.params)
-    other = found.config.objective != config.objective
-    _check_words(source, found.config, config, [
-        'punctuation', *(['name', 'vocab_size'] if other else [])])
-    if other:
+    if found.config.objective != config.objective:
+      _check_words(source, found.config, config,
+                   ['name', 'punctuation', 'vocab_size'])
       params = {name: x for name, x in params.items() if name in shapes}
       check_shapes(source, {name: shapes[name] for name in params}, params)
       return drawn() | params
@@ -391,7 +397,7 @@ def _check_words(source: str, made_with: ConfigDict, config: ConfigDict,
     if there != here:
       raise UserError(
           f'{source} was made with config.data.{field}={there}, this run has '
-          f'{here}: its words would mean something else; give '
+          f'{here}: words would not mean the same; give '
           f'--config.data.{field}={there}')
 
 

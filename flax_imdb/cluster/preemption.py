@@ -18,6 +18,7 @@ from flax_imdb.cluster import devices, processes
 from flax_imdb.errors import Preempted, Terminated
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_unheeded: list[str] = []  # that came when a run had nothing left to stop
 
 
 class Stop:
@@ -100,6 +101,16 @@ def heeded() -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
+def leave_if_unheeded() -> None:
+  """Raises Terminated in all if a signal came to any when a run just ended.
+
+  For who goes on with another one; the one that ended is done all the same.
+  """
+  if signals := {*processes.gather(' '.join(_unheeded))} - {''}:
+    raise Terminated(f'stopped by {" and ".join(sorted(signals))} after a '
+                     'teacher was trained: the same command goes on from there')
+
+
 @contextlib.contextmanager
 def deferred(look_every: int,
              leave: Callable[[], None] = lambda: None) -> Iterator[Stop]:
@@ -110,6 +121,7 @@ def deferred(look_every: int,
   can't run a handler; `leave` is called, in a thread, and no other cleaning up.
   """
   stop = Stop(look_every)
+  _unheeded.clear()
 
   def note(number, frame):
     del frame
@@ -135,6 +147,8 @@ def deferred(look_every: int,
   watcher.start()
   try:
     yield stop
+    if stop.signal:
+      _unheeded.append(stop.signal)
   finally:
     signal.set_wakeup_fd(wakeup)
     for number, handler in handlers.items():

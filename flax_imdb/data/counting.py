@@ -5,6 +5,7 @@ It takes seconds, so what was counted once is cached.
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import time
 
@@ -47,28 +48,31 @@ def fit_or_read(
 
   `sha256` is that of `reviews_sha256`; `announce` is told how long it took, and
   what could not be cached. What is read from there is mapped, and to be read
-  only. Those with `pairs` of another run are not cached. Errors as of `fit`.
+  only. Errors as of `fit`.
   """
   start = time.perf_counter()
-  path = cache.path(
-      'ngrams', config.data.name, '.npz', _VERSION, np.__version__,
-      scipy.__version__, sha256, config.model.inputs, config.data.bigrams,
-      config.data.log_odds_order, config.data.log_odds_ngrams,
-      config.class_weights, class_count)
+  def path_of(pairs_sha256: str) -> pathlib.Path:
+    return cache.path(
+        'ngrams', config.data.name, '.npz', _VERSION, np.__version__,
+        scipy.__version__, sha256, config.model.inputs, config.data.bigrams,
+        config.data.log_odds_order, config.data.log_odds_ngrams,
+        config.class_weights, class_count, pairs_sha256)
   def checked(arrays: dict[str, np.ndarray]) -> tuple[Ngrams, Reviews]:
     known = of_arrays(arrays, config, class_count)
     return known, _featured(reviews, arrays, known)
   with processes.one_at_a_time():
-    found = npz.cached(path, checked, announce)
+    found = npz.cached(path := path_of(''), checked, announce)
+    if pairs is not None and not (
+        found and np.array_equal(pairs, found[0].pairs)):  # another run's
+      path = path_of(hashlib.sha256(pairs).hexdigest())
+      found = npz.cached(path, checked, announce)
     verb = 'read'
-    if found is None or (pairs is not None
-                         and not np.array_equal(pairs, found[0].pairs)):
+    if found is None:
       found, verb = fit(config, reviews, pairs, class_count), 'counted'
-      if pairs is None:
-        try:
-          _write(path, *found)
-        except (UserError, TransientError) as e:
-          announce(f'{e}; going on without')
+      try:
+        _write(path, *found)
+      except (UserError, TransientError) as e:
+        announce(f'{e}; going on without')
   known = found[0]
   announce(
       f'{verb} n-grams in {time.perf_counter() - start:.1f} s: '

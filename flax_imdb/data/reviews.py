@@ -117,7 +117,7 @@ def training_tokenizer(
         data.unlabelled_split, validation_split(data),
         data.validation_fraction, data.validation_by, data.vocab_size,
         data.punctuation, groups.VERSION, VERSION)
-    if files.exists(path):
+    if files.exists(path, cache.FIX):
       try:
         return load_tokenizer(path, data.vocab_size)
       except UserError as e:

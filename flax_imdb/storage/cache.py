@@ -11,6 +11,9 @@ import pathlib
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
 
+# Where it is another user's, say.
+FIX = 'see that it is to be read, or set XDG_CACHE_HOME to another place'
+
 
 def directory() -> pathlib.Path:
   """Where the cache is, made or not; UserError for who has no home."""

@@ -98,14 +98,13 @@ def writing(path: Path) -> Iterator[None]:
     raise
 
 
-def exists(path: pathlib.Path) -> bool:
+def exists(path: pathlib.Path,
+           fix: str = 'see that it is to be read') -> bool:
   """Whether there is something; if nobody can tell, as `raise_failure`."""
   try:
     return path.exists()
   except OSError as e:
-    raise_failure(e, f'cannot read {path}', 'see that it is to be read, or '
-                  'choose another directory with --workdir, or XDG_CACHE_HOME '
-                  'for the cache')
+    raise_failure(e, f'cannot read {path}', fix)
     raise
 
 

@@ -17,7 +17,7 @@ import zlib
 
 import numpy as np
 
-from flax_imdb.storage import files
+from flax_imdb.storage import cache, files
 
 # What a damaged or hostile file makes `read_arrays` raise.
 ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, SyntaxError,
@@ -82,7 +82,7 @@ def cached(path: pathlib.Path, checked: Callable[[dict[str, np.ndarray]], Any],
   That is where there is no file, or one that is damaged, which `announce` is
   told: `checked` raises one of `ERRORS` for what is not as it was written.
   """
-  if not files.exists(path):
+  if not files.exists(path, cache.FIX):
     return None
   try:
     return checked(map_arrays(path))

@@ -258,7 +258,7 @@ def _finish(task: Task, training: _Training, stop: preemption.Stop,
   The summary comes last: beside one nothing is missing.
   """
   config, step = task.config, training.step
-  best = training.checkpoints.best()
+  best = training.checkpoints.best() or None  # see `run.chosen_step` of 0
   def choose() -> int:
     chosen = run.chosen_step(config, best, step)
     assert chosen is not None

@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 
 from flax_imdb.checkpoint import run
-from flax_imdb.cluster import devices, processes
+from flax_imdb.cluster import devices, preemption, processes
 from flax_imdb.data import pseudo_labels, sources
 from flax_imdb.data.pseudo_labels import PseudoLabels
 from flax_imdb.data.reviews import load_splits
@@ -87,6 +87,7 @@ def _teach(config: ConfigDict, workdir: str, terminal: Terminal) -> None:
     terminal.announce(f'self-training, {rounds} more round(s): the teacher '
                       f'comes first, in {teachers[0]}')
     train(teacher_config(config), teachers[0], terminal)
+    preemption.leave_if_unheeded()
   probabilities, about = [], []
   for teacher in teachers:
     labels, what = _labels(config, teacher, terminal)
@@ -116,8 +117,8 @@ def _labels(config: ConfigDict, teacher: str, terminal: Terminal) -> tuple[
     if there != here:
       raise UserError(
           f'the teacher {teacher} has config.data.{field}={there}, this run '
-          f'{here}: it may know reviews that validate or test this one; train '
-          'another, or leave config.teachers empty')
+          f'{here}: it may know reviews that validate or test this one, or '
+          'have read others; train another, or leave config.teachers empty')
   processes.report_alive('load')
   teaching = found.config.copy_and_resolve_references()
   teaching.data.unlabelled_split = config.data.unlabelled_split

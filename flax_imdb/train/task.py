@@ -97,6 +97,11 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
       config, tokenizer, terminal.announce,
       [split for split in wanted if wanted[split]], len(labels),
       terminal.progress)
+  sha256 = {split: reviews_sha256(reviews) for split, reviews in splits.items()}
+  processes.check_same(
+      'tokenizer or data', lambda: f'{tokenizer.to_str()} {sha256}')
+  sha256.pop('test', None)  # of which nothing is learned
+  run.check_data(workdir, sha256)
   train_reviews = splits['train']
   if unlabelled := splits.pop('unlabelled', None):
     unlabelled = _pseudo_labelled(config, workdir, unlabelled, len(labels))
@@ -106,14 +111,8 @@ def load(config: ConfigDict, workdir: str, terminal: Terminal) -> Task:
               train_reviews.labels, len(labels)).astype(np.float32))
     train_reviews = joined(train_reviews, unlabelled)
   processes.check_same('config', lambda: config.to_json(sort_keys=True))
-  sha256 = {split: reviews_sha256(reviews) for split, reviews in (
-      splits | {'train': train_reviews}).items()}
-  processes.check_same(
-      'tokenizer or data', lambda: f'{tokenizer.to_str()} {sha256}')
-  sha256.pop('test', None)  # of which nothing is learned
-  run.check_data(workdir, sha256)
   known, train_reviews = _ngrams(
-      config, workdir, terminal, train_reviews, sha256['train'], len(labels))
+      config, workdir, terminal, train_reviews, len(labels))
   run.begin_directory(workdir, config, tokenizer, known, labels, sha256)
   batches = TrainBatches(
       train_reviews, config.seed, config.global_batch_size,
@@ -188,8 +187,7 @@ def _begun(config: ConfigDict, workdir: str) -> str | None:
 
 
 def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
-            reviews: Reviews, sha256: str, class_count: int) -> tuple[
-                Ngrams, Reviews]:
+            reviews: Reviews, class_count: int) -> tuple[Ngrams, Reviews]:
   """As `counting.fit`; pairs are the run's own, as words in `_tokenizer`."""
   if config.model.inputs == 'words':
     return counting.fit(config, reviews)
@@ -202,4 +200,5 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
         len(run.read_labels(source))).pairs
   terminal.progress('counting n-grams', 0, 0)
   return counting.fit_or_read(
-      config, reviews, sha256, terminal.announce, pairs, class_count)
+      config, reviews, reviews_sha256(reviews), terminal.announce, pairs,
+      class_count)

@@ -43,6 +43,17 @@ def test_what_defers_nothing_is_ended_by_sigterm():
     raise KeyboardInterrupt  # Ctrl-C is none
 
 
+def test_a_signal_to_a_run_that_just_ended_is_heeded_before_the_next():
+  with preemption.deferred(8) as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == 'SIGTERM'
+  with pytest.raises(Terminated, match='stopped by SIGTERM after a teacher'):
+    preemption.leave_if_unheeded()
+  with preemption.deferred(8):
+    pass
+  preemption.leave_if_unheeded()  # none has come since
+
+
 @pytest.mark.parametrize('signalled', range(20))
 def test_several_processes_stop_at_the_same_step(monkeypatch, signalled):
   """Which of them is signalled does not matter, nor how far its host is."""

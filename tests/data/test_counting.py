@@ -108,6 +108,9 @@ def test_pairs_that_are_there_already_are_kept():
   found, said = _fit(_config(), pairs=others)
   assert said[0].startswith('counted')
   _assert_equal(found, counting.fit(_config(), _reviews(), others))
+  found, said = _fit(_config(), pairs=others)
+  assert said[0].startswith('read')
+  _assert_equal(found, counting.fit(_config(), _reviews(), others))
   again, _ = _fit(_config())  # a run of its own, with its own pairs
   _assert_equal(again, counting.fit(_config(), _reviews()))
 
