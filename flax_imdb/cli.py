@@ -63,8 +63,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
   if args.words and args.mode not in ('predict', 'report'):
     raise UserError(f'unexpected {args.words[0]!r}: write fields as '
                     '--config.FIELD=VALUE')
-  if empty := [name for name, value in vars(args).items() if value == '']:
-    raise UserError(f'--{empty[0]} is empty: give a value, or leave it out')
+  for name in 'workdir', 'html', 'input':  # '' would pass for not given
+    if getattr(args, name) == '':
+      raise UserError(f'--{name} is empty: give a value, or leave it out')
   _check_mode(args, parser)
   config = load_config(args.config)
   for word in rest:

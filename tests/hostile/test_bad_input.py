@@ -148,7 +148,7 @@ FLAGS = {
         'configs/no.py not found; there are .*configs/quickstart.py'),
     'config of a long name': ([f'--config={"x" * 300}.py'], 'not found; there'),
     'config is a directory': (['--config={tmp}'], 'not found; there are'),
-    'no config': (['--config='], '--config is empty: give a value, or leave'),
+    'no config': (['--config='], 'not found; there are'),
     'unknown mode': (['--mode=fly'], r'--mode=fly: choose train, .*see --help'),
     'mode without a value': (['--mode'], 'expected one argument; see --help'),
     'unknown split': (
@@ -220,6 +220,8 @@ FLAGS = {
     'address with an empty part': (
         ['--coordinator_address=10.0.0..1:8476', '--num_processes=2',
          '--process_id=1'], 'write it as HOST:PORT'),
+    'an empty page': (
+        [*PREDICT, 'good', '--explain', '--html='], '--html is empty: give a'),
     'an empty workdir': (['--workdir='], '--workdir is empty: give a value'),
     'processes in words': (['--num_processes=two'], "invalid int value: 'two'"),
     'too many processes': (
@@ -422,7 +424,7 @@ RUNS = {
     'step -1': (lambda run: None, [*EVAL, '--step=-1'], 'has no -1 step'),
     'the first step': (lambda run: None, [*EVAL, '--step=first'], 'no first'),
     'step ²': (lambda run: None, [*EVAL, '--step=²'], 'has no ² step'),
-    'no step': (lambda run: None, [*EVAL, '--step='], '--step is empty: give'),
+    'no step': (lambda run: None, [*EVAL, '--step='], 'choose one with --step'),
     'pooling for Keras': (
         lambda run: None, ['--mode=export', '--format=keras'],
         'needs config.model.pooling=last'),
