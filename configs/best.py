@@ -14,8 +14,10 @@ from flax_imdb.config import packaged
 def get_config() -> ConfigDict:
   """configs/default.py with three LSTMs that learn adversarially."""
   config = packaged('default')
+  config.num_epochs = 2  # passes over the training split
   config.adversarial_norm = 0.3  # of what is added to embedded inputs
   config.data.validation_fraction = 0.05  # of the training split
+  config.data.train_segments = 0  # a step reads all of a review
   config.model.members = 3  # LSTMs side by side, of which the mean predicts
   config.model.log_odds_dropout = 0.0  # no log-odds read as 0
   return config

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   """All fields there are; the other configs change some of them."""
   config = ConfigDict()
   config.seed = 0  # of the initial weights, the order of reviews and dropout
-  config.num_epochs = 2  # passes over the training split; 0 only evaluates
+  config.num_epochs = 3  # passes over the training split; 0 only evaluates
   # A small split is passed over several times in an epoch: what a recipe needs
   # is steps. 0 = once in each epoch, however few steps these are.
   config.min_steps_per_epoch = 50  # steps, reached in whole passes
@@ -91,6 +91,9 @@ def get_config() -> ConfigDict:
   config.data.max_length = 1000  # tokens of a review that are read
   config.data.read = 'first'  # of them; last; or spread: segments over all
   config.data.segment_length = 100  # tokens read in one; 0 = the whole review
+  # A step reads some of a review's segments, drawn anew each time, and computes
+  # less, and learns other parts in each pass. Evaluation reads all.
+  config.data.train_segments = 1  # segments of a review in a step; 0 = all
   config.data.bucket_width = 64  # tokens; whole reviews are padded to multiples
   config.data.word_index = ''  # Keras' imdb_word_index.json gives the ids
   config.data.bigrams = 200_000  # rows of the embedding of word pairs

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
   config.data.validation_by = 'groups'  # that share names
   config.data.max_length = 1000  # tokens
   config.data.segment_length = 100  # tokens read in one
+  config.data.train_segments = 0  # all of a review
   config.model.recurrence = 'scan'  # all segments are as long
   config.model.word_dropout = 0.1  # share of words read as unknown
   config.model.embedding_dropout = 0.1  # share of features off for all words

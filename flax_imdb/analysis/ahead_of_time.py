@@ -199,7 +199,8 @@ def compile_program(config: ConfigDict, devices: Sequence[jax.Device],
   batch = {name: jax.ShapeDtypeStruct(
       (len(devices), *shape), dtype, sharding=split)
            for name, (shape, dtype) in shapes(
-               config, rows, len(devices), class_count=class_count).items()}
+               config, rows, len(devices), class_count=class_count,
+               training=training).items()}
   words = config.objective == 'language_model'
   if not training and not words:
     batch = classifier.inputs(batch)

@@ -118,8 +118,13 @@ class TrainBatches:
 
   def tokens(self, step: int) -> int:
     """How many tokens a step reads, on all devices."""
-    lengths = self.reading.spans(self.reviews, self.rows(step))[1]
-    return int(np.minimum(lengths, self.reading.max_length).sum())
+    reading = self.reading
+    lengths = np.minimum(reading.spans(self.reviews, self.rows(step))[1],
+                         reading.max_length)
+    if reading.segment_length and reading.train_segments:
+      lengths = np.minimum(
+          lengths, reading.train_segments * reading.segment_length)
+    return int(lengths.sum())
 
   def __call__(self, step: int) -> Batch:
     """The batch of step 0, 1, 2, ... of the run, as `pad` returns it.
@@ -129,14 +134,17 @@ class TrainBatches:
     rows = self.rows(step)
     if not self.reading.segment_length:
       return pad(self.reviews, rows, self.batch_size, self.reading, self.share)
+    # 1 for another stream than that of the order.
     return segments.pad(self.reviews, rows, self.batch_size,
-                        _plan(self).segments_a_device, self.reading, self.share)
+                        _plan(self).segments_a_device, self.reading, self.share,
+                        np.random.default_rng([self.seed, step, 1]))
 
 
 @functools.lru_cache(maxsize=1)
 def _plan(batches: TrainBatches) -> segments.Plan:
   return segments.plan(
-      segments.counts(np.diff(batches.reviews.offsets), batches.reading),
+      segments.train_counts(
+          np.diff(batches.reviews.offsets), batches.reading),
       batches.batch_size, batches.share.devices)
 
 
@@ -192,12 +200,12 @@ def eval_sizes(reviews: Reviews, batch_size: int, reading: Reading,
 
 def shapes(config: ConfigDict, rows: int, devices: int,
            ids: tuple[int, int] | None = None, class_count: int = 2,
-           ) -> dict[str, tuple[tuple[int, ...], str]]:
+           training: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
   """Shape and dtype of each array of a batch for one of so many devices.
 
   With `rows` reviews a device and this shape of `ids`. By default they are as
-  wide as can be; in segments as many of these as evaluation has, for those that
-  training has depend on the reviews.
+  wide as can be; in segments as many of these as evaluation has, or training,
+  where that depends on the reviews, about.
   """
   reading, inputs = Reading.of(config.data), config.model.inputs.split('+')
   size, width = rows, reading.max_length
@@ -207,10 +215,13 @@ def shapes(config: ConfigDict, rows: int, devices: int,
       name: ((rows,), dtype) for name, dtype in (
       ('labels', 'float32'), ('weights', 'float32'), ('places', 'int32'))}
   if reading.segment_length:
-    size, width = segments.eval_size(rows, reading), reading.segment_length
+    size, most = (
+        (segments.train_size(rows, reading),
+         segments.most_train_segments(reading)) if training else
+        (segments.eval_size(rows, reading), segments.most_segments(reading)))
+    width = reading.segment_length
+    found['segments'] = (rows, most), 'int32'
   size, width = ids or (size, width)
-  if reading.segment_length:
-    found['segments'] = (rows, segments.most_segments(reading)), 'int32'
   if 'bigrams' in inputs:
     found['bigrams'] = (size, width), 'int32'
     found['bigram_rows'] = (devices * size * width,), 'int32'

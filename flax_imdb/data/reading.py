@@ -16,6 +16,7 @@ class Reading:
   max_length: int
   bucket_width: int = 0
   segment_length: int = 0
+  train_segments: int = 0
   read: str = 'first'
 
   @classmethod

@@ -2,7 +2,8 @@
 
 A batch has always the same number of places for segments, so that a step is
 compiled once. Reviews are dealt to the batches and devices such that hardly a
-place stays empty.
+place stays empty. Training may read but some segments of a review in a step,
+drawn anew each time; evaluation reads all.
 """
 
 from collections.abc import Iterator
@@ -28,9 +29,29 @@ def counts(lengths: np.ndarray, reading: Reading) -> np.ndarray:
   return -(-np.minimum(lengths, reading.max_length) // reading.segment_length)
 
 
+def train_counts(lengths: np.ndarray, reading: Reading) -> np.ndarray:
+  """As `counts`, of those that a training step reads."""
+  number = counts(lengths, reading)
+  return np.minimum(number, reading.train_segments or number)
+
+
+def most_train_segments(reading: Reading) -> int:
+  """K, the most segments of a review that a training step reads."""
+  most = most_segments(reading)
+  return min(most, reading.train_segments or most)
+
+
 def eval_size(rows: int, reading: Reading) -> int:
   """S, the places for segments that evaluation has for `rows` reviews."""
   return max(_EVAL_SEGMENTS * rows, most_segments(reading))
+
+
+def train_size(rows: int, reading: Reading) -> int:
+  """S of a training step of `rows` reviews, of whose lengths nothing is known.
+
+  As many as evaluation has, or, where few of each are read, room for these.
+  """
+  return min(most_train_segments(reading) * rows, eval_size(rows, reading))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,8 +108,27 @@ def deal(falling: np.ndarray, n: int) -> np.ndarray:
   return chosen
 
 
+def _all(rows: int, reading: Reading) -> np.ndarray:
+  """Of each review 0, 1, ..., K - 1 for its segments: int [rows, K]."""
+  return np.tile(np.arange(most_segments(reading)), (rows, 1))
+
+
+def _drawn(counts: np.ndarray, reading: Reading,
+           rng: np.random.Generator) -> np.ndarray:
+  """Which of its segments a training step reads of each review, in order.
+
+  `counts` int [m] are all that they have. Returns int [m, K] of 0 to the count
+  less 1, all as likely; of a review with fewer than K then larger numbers.
+  """
+  keys = rng.random((len(counts), most_segments(reading)))
+  keys[np.arange(keys.shape[1]) >= counts[:, None]] = np.inf
+  first = np.argsort(keys, axis=1)[:, :most_train_segments(reading)]
+  return np.sort(first, axis=1)
+
+
 def pad(reviews: Reviews, rows: np.ndarray, batch_size: int,
-        segments_a_device: int, reading: Reading, share: Share) -> Batch:
+        segments_a_device: int, reading: Reading, share: Share,
+        rng: np.random.Generator | None = None) -> Batch:
   """Makes one batch of some reviews of a split, dealt to the devices.
 
   Args:
@@ -99,6 +139,8 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int,
     segments_a_device: S.
     reading: how far they are read, in segments of L tokens.
     share: the devices whose rows to return.
+    rng: draws which segments of a review a training step reads, the same ones
+      for any number of devices; None reads all.
 
   Returns for each device, one after another, ids int32 [S, L] and lengths int32
   [S] of segments; segments int32 [B / devices, K], the places in these of each
@@ -106,26 +148,35 @@ def pad(reviews: Reviews, rows: np.ndarray, batch_size: int,
   `batches.pad`, where a place is that in `rows`. Also what `gather` returns.
   """
   _, lengths = reading.spans(reviews, rows)
-  device = deal(counts(lengths, reading), share.devices)
+  number = counts(lengths, reading)
+  chosen = (_drawn(number, reading, rng) if rng and reading.train_segments
+            else _all(len(rows), reading))
+  device = deal(np.minimum(number, chosen.shape[1]), share.devices)
   table = np.full((share.devices, batch_size // share.devices), -1)
   for i in range(share.devices):
     own = np.flatnonzero(device == i)
     table[i, :len(own)] = own
   return _fill(reviews, np.where(table < 0, -1, rows[table]), table,
-               segments_a_device, reading, share)
+               chosen[table.ravel()], segments_a_device, reading, share)
 
 
-def _fill(reviews: Reviews, table: np.ndarray, places: np.ndarray, size: int,
-          reading: Reading, share: Share) -> Batch:
-  """As `pad`; `table` int [devices, reviews a device], -1 for none."""
+def _fill(reviews: Reviews, table: np.ndarray, places: np.ndarray,
+          chosen: np.ndarray, size: int, reading: Reading,
+          share: Share) -> Batch:
+  """As `pad`; `table` int [devices, reviews a device], -1 for none.
+
+  `chosen` int [all of table, K] are the segments to read, as far as a review
+  has them.
+  """
   real = table.ravel() >= 0
   rows = np.where(real, table.ravel(), 0)
   starts, lengths = reading.spans(reviews, rows)
   number = np.where(real, counts(lengths, reading), 0)
-  # Of each segment: its review, which of its segments it is, its place.
-  of = np.repeat(np.arange(len(rows)), number)
-  k = np.arange(len(of)) - np.repeat(np.cumsum(number) - number, number)
-  by_device = number.reshape(table.shape)
+  read = np.minimum(number, chosen.shape[1])
+  # Of each that is read: its review, how many of that come before, its place.
+  of = np.repeat(np.arange(len(rows)), read)
+  k = np.arange(len(of)) - np.repeat(np.cumsum(read) - read, read)
+  by_device = read.reshape(table.shape)
   first = (np.cumsum(by_device, axis=1) - by_device).ravel()
   place = first[of] + k
   at = of // table.shape[1] * size + place
@@ -133,9 +184,10 @@ def _fill(reviews: Reviews, table: np.ndarray, places: np.ndarray, size: int,
   begins, sizes = np.zeros((2, share.devices * size), np.int64)
   begins[at] = starts[of] + np.where(
       number[of] > 1,
-      k * (lengths[of] - length) // np.maximum(number[of] - 1, 1), 0)
+      chosen[of, k] * (lengths[of] - length) // np.maximum(number[of] - 1, 1),
+      0)
   sizes[at] = np.minimum(lengths[of], length)
-  segments = np.full((len(rows), most_segments(reading)), size, np.int32)
+  segments = np.full(chosen.shape, size, np.int32)
   segments[of, k] = place
   part = share.rows(len(rows))
   return gather(reviews, begins, sizes, length,
@@ -154,6 +206,7 @@ def eval_batches(reviews: Reviews, batch_size: int, reading: Reading,
   rows = batch_size // share.devices
   size = eval_size(rows, reading)
   number = counts(np.diff(reviews.offsets), reading).tolist()
+  chosen = _all(batch_size, reading)
   row = 0
   while row < len(number):
     table = np.full((share.devices, rows), -1)
@@ -162,4 +215,5 @@ def eval_batches(reviews: Reviews, batch_size: int, reading: Reading,
       while i < rows and row < len(number) and number[row] <= free:
         table[device, i] = row
         free, i, row = free - number[row], i + 1, row + 1
-    yield table.ravel(), _fill(reviews, table, table, size, reading, share)
+    yield table.ravel(), _fill(
+        reviews, table, table, chosen, size, reading, share)

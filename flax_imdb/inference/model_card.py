@@ -328,7 +328,9 @@ def _limits(card: _Card) -> Iterator[str]:
          'texts. All others are one unknown word to it, and so is nearly all '
          'of another language.')
   yield f'- Of a text {where} {data.max_length:,} words and marks are read' + (
-      f', in parts of {data.segment_length:,} that know nothing of each other.'
+      f', in parts of {data.segment_length:,} that know nothing of each other'
+      + (f', of which a step of training read {data.train_segments:,}, drawn '
+         'anew each time.' if data.train_segments else '.')
       if data.segment_length else '.') + (
           ' The linear model reads all.'
           if 'linear' in config.model.inputs.split('+') else '')

@@ -9,6 +9,7 @@ from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 
 READING = Reading(max_length=40, segment_length=8)
+SOME = Reading(max_length=40, segment_length=8, train_segments=2)
 
 
 def _reviews(n=150, longest=60, seed=0):
@@ -43,10 +44,13 @@ def _read(batch, devices):
   return found, labels
 
 
+# Of four devices each has three or four of a batch's 15 reviews.
+@pytest.mark.parametrize(('reading', 'full'), [(READING, 0.9), (SOME, 0.85)])
 @pytest.mark.parametrize('devices', [1, 2, 4])
-def test_an_epoch_reads_every_review_once_in_batches_of_one_shape(devices):
+def test_an_epoch_reads_every_review_once_in_batches_of_one_shape(
+    devices, reading, full):
   reviews = _reviews()
-  batches = TrainBatches(reviews, 0, 16, READING, Share(devices))
+  batches = TrainBatches(reviews, 0, 16, reading, Share(devices))
   shapes, used, compositions = set(), [], []
   for epoch in range(2):
     found = {}
@@ -66,7 +70,7 @@ def test_an_epoch_reads_every_review_once_in_batches_of_one_shape(devices):
         epoch * batches.steps_per_epoch + i).tolist())
                          for i in range(batches.steps_per_epoch)})
   assert len(shapes) == 1
-  assert np.mean(used) > 0.9  # hardly a place stays empty
+  assert np.mean(used) > full  # hardly a place stays empty
   assert not compositions[0] & compositions[1]
 
 
@@ -89,11 +93,61 @@ def test_segments_are_spread_evenly_over_what_is_read(read):
       assert len(spans) < 2 or gaps.max() <= 8
 
 
-@pytest.mark.parametrize('devices', [1, 2, 4])
-def test_what_shares_a_batch_and_its_places_do_not_depend_on_devices(devices):
+@pytest.mark.parametrize('n', [1, 2, 5])
+@pytest.mark.parametrize('read', ['first', 'last', 'spread'])
+def test_training_reads_some_segments_anew_each_time_and_each_as_often(read, n):
+  reviews = _reviews(n=30)
+  all_of = Reading(max_length=40, segment_length=8, read=read)
+  some_of = Reading(40, segment_length=8, read=read, train_segments=n)
+  every, _ = _read(TrainBatches(reviews, 0, 30, all_of)(0), 1)
+  batches = TrainBatches(reviews, 0, 30, some_of)
+  passes = 600
+  found = [_read(batches(step), 1)[0] for step in range(passes)]
+  for row, spans in every.items():
+    read_n = min(n, len(spans))
+    times = dict.fromkeys(spans, 0)
+    for one in found:
+      assert len(one[row]) == read_n and one[row] == sorted(set(one[row]))
+      for span in one[row]:
+        times[span] += 1  # KeyError for a span that evaluation does not read
+    # Six standard deviations of a binomial distribution.
+    share = read_n / len(spans)
+    limit = 6 * np.sqrt(passes * share * (1 - share))
+    assert max(abs(x - passes * share) for x in times.values()) <= limit
+  # And evaluation reads all.
+  (_, batch), = eval_batches(reviews, 200, some_of)
+  assert _read(batch, 1)[0] == every
+
+
+def test_which_segments_a_step_reads_depends_on_seed_and_step_alone():
   reviews = _reviews()
-  one = TrainBatches(reviews, 0, 16, READING, Share())
-  some = TrainBatches(reviews, 0, 16, READING, Share(devices))
+  def read(step, seed=0, devices=1):
+    batches = TrainBatches(reviews, seed, 150, SOME, Share(devices))
+    return _read(batches(step), devices)[0]
+  assert read(3) == read(3) == read(3, devices=2) == read(3, devices=3)
+  assert read(3) != read(4) and read(3) != read(3, seed=1)
+
+
+def test_a_step_counts_the_tokens_that_it_reads():
+  reviews = _reviews()
+  for reading in (SOME, READING):
+    batches = TrainBatches(reviews, 0, 16, reading, Share(2))
+    lengths = np.minimum(np.diff(reviews.offsets)[batches.rows(1)], 40)
+    assert batches.tokens(1) == np.minimum(
+        lengths, 16 if reading is SOME else 40).sum()
+  # Without segments there is nothing to draw.
+  whole = Reading(40, 8, train_segments=1)
+  assert TrainBatches(reviews, 0, 16, whole).tokens(1) == TrainBatches(
+      reviews, 0, 16, Reading(40, 8)).tokens(1)
+
+
+@pytest.mark.parametrize('reading', [READING, SOME])
+@pytest.mark.parametrize('devices', [1, 2, 4])
+def test_what_shares_a_batch_and_its_places_do_not_depend_on_devices(
+    devices, reading):
+  reviews = _reviews()
+  one = TrainBatches(reviews, 0, 16, reading, Share())
+  some = TrainBatches(reviews, 0, 16, reading, Share(devices))
   for step in range(4):
     np.testing.assert_array_equal(one.rows(step), some.rows(step))
     batch = some(step)

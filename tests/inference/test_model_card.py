@@ -80,7 +80,9 @@ def test_a_linear_model_stands_beside_and_is_compared(trained_on_every_input):
   accuracy = f'{linear["accuracy"]:.4f}'
   assert f'| test | the linear model alone | {accuracy} ± ' in body
   assert f'has an accuracy of {accuracy} on the same test' in body
-  assert 'in parts of 20' in body and 'share no rare names' in body
+  assert 'in parts of 20 that know nothing of each other, of which a step of ' \
+      'training read 1, drawn anew each time.' in body
+  assert 'share no rare names' in body
 
 
 @pytest.mark.parametrize(('accuracy', 'said'), [

@@ -31,7 +31,8 @@ FIELDS = {
     'objective': 'language_model', 'global_batch_size': 8, 'ema_decay': 0,
     'adversarial_norm': 0, 'schedule': 'constant', 'warmup_epochs': 0,
     'data.vocab_size': VOCAB, 'data.max_length': 20, 'data.segment_length': 8,
-    'model.inputs': 'words', 'model.embedding_dim': 3, 'model.width': 4,
+    'data.train_segments': 0, 'model.inputs': 'words',
+    'model.embedding_dim': 3, 'model.width': 4,
     **{f'model.{name}_dropout': 0 for name in ('word', 'embedding', 'pooled')}}
 
 

@@ -35,7 +35,8 @@ def _problem(inputs='words+bigrams+log_odds', segment_length=8, class_count=2,
   """(config, model, params, batch of 7 reviews, keys), all in float64."""
   config = load_config('configs/default.py')
   config.data.update(vocab_size=50, max_length=LONGEST, bigrams=30,
-                     segment_length=segment_length, log_odds_order=2)
+                     segment_length=segment_length, train_segments=0,
+                     log_odds_order=2)
   config.model.update(inputs=inputs, embedding_dim=3, width=4, **{
       name: 0.0 for name in ('word_dropout', 'bigram_dropout',
                              'log_odds_dropout', 'embedding_dropout',

@@ -20,8 +20,8 @@ STEPS, EPOCH = 6, 3
 FIELDS = {
     'global_batch_size': 8, 'learning_rate': 0.01, 'ema_decay': 0.9,
     'warmup_epochs': 0, 'adversarial_norm': 0.3, 'data.vocab_size': 60,
-    'data.bigrams': 50,
-    'data.max_length': 12, 'data.segment_length': 6, 'data.log_odds_order': 2,
+    'data.bigrams': 50, 'data.max_length': 12, 'data.segment_length': 6,
+    'data.train_segments': 0, 'data.log_odds_order': 2,
     'data.log_odds_ngrams': 50, 'model.embedding_dim': 4, 'model.width': 5}
 DROPOUT = ('word', 'bigram', 'log_odds', 'embedding', 'pooled')
 

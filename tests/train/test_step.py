@@ -152,6 +152,7 @@ def test_two_devices_equal_one_in_every_term_of_the_loss():
       'virtual_adversarial_norm': 0.5, 'entropy_weight': 0.5,
       'global_batch_size': 8, 'model.inputs': 'words',
       'data.vocab_size': 100, 'data.max_length': 12, 'data.segment_length': 5,
+      'data.train_segments': 0,
       'model.embedding_dim': 4, 'model.width': 4}.items():
     override(config, field, str(value))
   check_fields(config)
