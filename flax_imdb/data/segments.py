@@ -57,7 +57,7 @@ def train_size(rows: int, reading: Reading) -> int:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
   """Which numbers of segments share a batch: the same in every epoch."""
-  counts: np.ndarray  # int [n] segments of each review
+  counts: np.ndarray  # int [n] segments of each review that a step reads
   batch_of: np.ndarray  # int [n] of the reviews in order of falling counts
   segments_a_device: int  # S, the places that each device needs at most
 
