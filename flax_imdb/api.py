@@ -58,8 +58,8 @@ class OpenedRun:
   @property
   def summary(self) -> dict[str, Any]:
     """What `flax_imdb.train` returned; UserError if it has not ended."""
-    from flax_imdb.checkpoint import run
-    return run.read_summary(self.workdir)
+    from flax_imdb.checkpoint import records
+    return records.read_summary(self.workdir)
 
   @property
   def history(self) -> list[dict[str, Any]]:
@@ -68,8 +68,8 @@ class OpenedRun:
     These are dicts of loss in nats, accuracy and n, and of validation macro F1;
     a run without validation has none. Raises UserError if they are damaged.
     """
-    from flax_imdb.checkpoint import run
-    return run.read_history(self.workdir)
+    from flax_imdb.checkpoint import records
+    return records.read_history(self.workdir)
 
   def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Label and probability of each text, a dict each.

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records, run
 from flax_imdb.config import read_config
 from flax_imdb.errors import UserError
 from flax_imdb.storage import files
@@ -74,7 +74,7 @@ def read(workdir: str) -> History:
     raise UserError(
         f'{workdir} is no run directory: train one with python -m '
         f'flax_imdb.main --workdir={workdir}, or give another')
-  labels = run.read_labels(workdir)
+  labels = records.read_labels(workdir)
   return History(
       workdir, read_config(files.as_path(workdir) / 'config.json'), labels,
       _epochs(workdir), _summary(workdir, len(labels)), _rates(workdir))
@@ -82,7 +82,7 @@ def read(workdir: str) -> History:
 
 def _epochs(workdir: str) -> list[Epoch]:
   found: list[Epoch] = []
-  for line in run.read_history(workdir):
+  for line in records.read_history(workdir):
     try:
       epoch = Epoch(
           _whole(line['epoch']), _whole(line['step']),
@@ -101,7 +101,7 @@ def _summary(workdir: str, class_count: int) -> Summary | None:
   path = files.as_path(workdir) / 'summary.json'
   if not path.exists():
     return None
-  found = run.read_summary(workdir)
+  found = records.read_summary(workdir)
   try:
     calibrated = found.get('calibration', {}).get('test', {})
     matrix = found.get('test', {}).get('confusion')

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from flax_imdb.analysis import children
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records, run
 from flax_imdb.config import check_fields, differences, packaged, read_config
 from flax_imdb.errors import ChildError, TransientError, UserError
 from flax_imdb.storage import files
@@ -221,7 +221,7 @@ class Tuning:
       while not is_over:
         # Read once more after the end: others are compared with all epochs.
         is_over = bool(tended.ended())
-        for line in run.read_history(str(child.workdir))[told:]:
+        for line in records.read_history(str(child.workdir))[told:]:
           told += 1
           trial.report(line['validation'][self.monitor],
                        1000 * line['epoch'] // config.num_epochs)

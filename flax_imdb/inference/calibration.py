@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from flax_imdb.checkpoint.run import TEMPERATURES
+from flax_imdb.checkpoint.records import TEMPERATURES
 from flax_imdb.inference.evaluate import predicted, score
 
 _BINS = 15  # of Guo et al.

@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flax_imdb import __version__
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records, run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
 from flax_imdb.errors import UserError
@@ -86,7 +86,7 @@ def write_export(workdir: str, restored: run.Run) -> None:
   `files.write`.
   """
   path = files.as_path(workdir) / 'summary.json'
-  summary = run.read_summary(workdir) if path.exists() else {
+  summary = records.read_summary(workdir) if path.exists() else {
       'evaluated_step': None}
   try:
     text = _text(_Card(

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records, run
 from flax_imdb.checkpoint.manager import Checkpoints, Progress
 from flax_imdb.cluster import devices, preemption, processes
 from flax_imdb.data import sources
@@ -307,12 +307,12 @@ def _finish(task: Task, training: _Training, stop: preemption.Stop,
       'params_sha256': classifier.params_sha256(trained)}
   processes.report_alive('save')
   if calibrated:
-    run.write_calibration(task.workdir, evaluated, temperature)
+    records.write_calibration(task.workdir, evaluated, temperature)
   board.write_results(task, params, summary, outputs)
   model_card.write(task.workdir, config, task.labels,
                    task.tokenizer.get_vocab_size(), summary)
   told.log_results(evaluated, board.final_scalars(summary))
-  run.write_summary(task.workdir, summary)
+  records.write_summary(task.workdir, summary)
   what = 'reviews' if config.objective == 'label' else 'words'
   task.terminal.announce(
       f'evaluated: the weights of step {evaluated} of {step}')

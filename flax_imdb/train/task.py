@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tokenizers import Tokenizer
 
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records, run
 from flax_imdb.cluster import devices, processes
 from flax_imdb.config import read_config, validates
 from flax_imdb.data import classes, counting, ngrams, pseudo_labels, sources
@@ -153,7 +153,7 @@ def _labels(config: ConfigDict, workdir: str,
   except ValueError as e:
     raise UserError(f'{data.name} cannot be learned from: {e}; choose another '
                     'data set or config.data.label_field') from e
-  if run.is_run(workdir) and (begun := run.read_labels(workdir)) != names:
+  if run.is_run(workdir) and (begun := records.read_labels(workdir)) != names:
     raise UserError(f'{workdir} was made with other classes ({len(begun)} there'
                     f', {len(names)} now, or other names): give the same data '
                     'to resume, or another --workdir')
@@ -197,7 +197,7 @@ def _ngrams(config: ConfigDict, workdir: str, terminal: Terminal,
     pairs = ngrams.load(
         f'{source}/ngrams.npz',
         read_config(files.as_path(source) / 'config.json'),
-        len(run.read_labels(source))).pairs
+        len(records.read_labels(source))).pairs
   terminal.progress('counting n-grams', 0, 0)
   return counting.fit_or_read(
       config, reviews, reviews_sha256(reviews), terminal.announce, pairs,

@@ -27,7 +27,7 @@ from support.command import ROOT, TINY, needs_proc
 import tensorstore
 
 from flax_imdb import main
-from flax_imdb.checkpoint import run, seal
+from flax_imdb.checkpoint import records, run, seal
 from flax_imdb.config import load_config, packaged, read_config
 from flax_imdb.data import sources
 from flax_imdb.data.reviews import load_splits
@@ -414,10 +414,9 @@ def test_a_hostile_config_json_is_refused(name, tmp_path):
 READERS = {
     'config.json': read_config,
     'tokenizer.json': lambda path: load_tokenizer(path, 100),
-    'calibration.json': lambda path: run.read_temperature(path, 7),
-    'labels.json': lambda path: run.read_labels(path.parent),
-    'data.json': lambda path: (path.with_name('config.json').touch(),
-                               run.check_data(str(path.parent), {})),
+    'calibration.json': lambda path: records.read_temperature(path, 7),
+    'labels.json': lambda path: records.read_labels(path.parent),
+    'data.json': lambda path: records.read_data(path.parent),
     'metrics.jsonl': lambda path: Writers(path.parent, 7),
     'loggers.json': lambda path: loggers._read_ids(str(path.parent)),
     'summary.json': lambda path: model_card.write_export(
@@ -553,7 +552,7 @@ def test_a_hostile_calibration_is_refused(content, step, tmp_path):
   path = tmp_path / 'calibration.json'
   path.write_bytes(content)
   with within(16):
-    refused(run.read_temperature, path, step,
+    refused(records.read_temperature, path, step,
             names=f'{path} is not a calibration (')
 
 
@@ -561,7 +560,7 @@ def test_a_hostile_calibration_is_refused(content, step, tmp_path):
 def test_a_calibration_in_bounds_is_taken(temperature, tmp_path):
   path = tmp_path / 'calibration.json'
   path.write_bytes(_calibration(temperature))
-  assert run.read_temperature(path, 7) == float(temperature)
+  assert records.read_temperature(path, 7) == float(temperature)
 
 
 # jsonl

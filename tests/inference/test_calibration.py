@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from flax_imdb.checkpoint.run import TEMPERATURES
+from flax_imdb.checkpoint.records import TEMPERATURES
 from flax_imdb.inference import calibration
 from flax_imdb.inference.evaluate import score
 

@@ -23,7 +23,7 @@ from support.command import (
 )
 from support.models import logits_of, one_by_one, tiny_model
 
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import encode, fit_tokenizer
@@ -109,7 +109,7 @@ def test_a_run_is_predicted_with_at_the_temperature_of_its_step(
     return [json.loads(line) for line in printed.splitlines()]
   (workdir / 'calibration.json').unlink()
   plain = {step: predictions(f'--step={step}') for step in (7, 14)}
-  run.write_calibration(str(workdir), 7, 0.5)
+  records.write_calibration(str(workdir), 7, 0.5)
   assert predictions('--step=14') == plain[14]  # another's is not taken
   for before, after in zip(plain[7], predictions('--step=7'), strict=True):
     p, q = before.pop('probability'), after.pop('probability')

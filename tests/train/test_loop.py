@@ -16,7 +16,7 @@ from rich.console import Console
 from support.command import EVERY_INPUT, TINY, finished, run_here
 
 from flax_imdb import environment, main
-from flax_imdb.checkpoint import run
+from flax_imdb.checkpoint import records, run
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.cluster import devices, preemption
 from flax_imdb.config import (
@@ -258,7 +258,7 @@ def test_a_kill_before_the_summary_leaves_the_calibration_as_it_will_be(
   def killed(workdir, summary):
     raise KeyboardInterrupt
   with monkeypatch.context() as patch:
-    patch.setattr(run, 'write_summary', killed)
+    patch.setattr(records, 'write_summary', killed)
     with pytest.raises(KeyboardInterrupt):
       loop.train(_config(), str(tmp_path), _Terminal())
   before = (tmp_path / 'calibration.json').read_bytes()
