@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from support.models import default_with
 
 from flax_imdb.data import segments
-from flax_imdb.data.batches import TrainBatches, eval_batches
+from flax_imdb.data.batches import TrainBatches, eval_batches, shapes
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 
@@ -175,6 +176,21 @@ def test_a_process_gets_the_part_of_its_own_devices():
         n = len(whole[name]) // 4
         np.testing.assert_array_equal(
             x, whole[name][first * n:(first + 2) * n])
+
+
+def test_a_step_of_one_segment_each_has_the_shapes_that_are_compiled_ahead():
+  config = default_with({
+      'model.inputs': 'words', 'data.max_length': 40, 'data.segment_length': 8})
+  batch = TrainBatches(_reviews(160), 0, 16, Reading.of(config.data),
+                       Share(2))(0)
+  def found(**of):
+    return {name: ((2 * shape[0], *shape[1:]), dtype)
+            for name, (shape, dtype) in shapes(config, 8, 2, **of).items()}
+  assert found(training=True) == {
+      name: (x.shape, str(x.dtype)) for name, x in batch.items()}
+  assert found()['ids'][0][0] > len(batch['ids'])  # evaluation reads all
+  config.data.train_segments = 0  # how many there are the reviews say
+  assert found(training=True) == found()
 
 
 @pytest.mark.parametrize('devices', [1, 2])
