@@ -121,9 +121,9 @@ class TrainBatches:
     reading = self.reading
     lengths = np.minimum(reading.spans(self.reviews, self.rows(step))[1],
                          reading.max_length)
-    if reading.segment_length and reading.train_segments:
-      lengths = np.minimum(
-          lengths, reading.train_segments * reading.segment_length)
+    if reading.segment_length:
+      most = segments.most_train_segments(reading)
+      lengths = np.minimum(lengths, most * reading.segment_length)
     return int(lengths.sum())
 
   def __call__(self, step: int) -> Batch:
@@ -204,8 +204,8 @@ def shapes(config: ConfigDict, rows: int, devices: int,
   """Shape and dtype of each array of a batch for one of so many devices.
 
   With `rows` reviews a device and this shape of `ids`. By default they are as
-  wide as can be; in segments as many of these as evaluation has, or training,
-  where that depends on the reviews, about.
+  wide as can be; in segments as many of these as evaluation has, or as
+  `segments.train_size` gives a step of `training`.
   """
   reading, inputs = Reading.of(config.data), config.model.inputs.split('+')
   size, width = rows, reading.max_length

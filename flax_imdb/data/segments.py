@@ -29,16 +29,15 @@ def counts(lengths: np.ndarray, reading: Reading) -> np.ndarray:
   return -(-np.minimum(lengths, reading.max_length) // reading.segment_length)
 
 
-def train_counts(lengths: np.ndarray, reading: Reading) -> np.ndarray:
-  """As `counts`, of those that a training step reads."""
-  number = counts(lengths, reading)
-  return np.minimum(number, reading.train_segments or number)
-
-
 def most_train_segments(reading: Reading) -> int:
   """K, the most segments of a review that a training step reads."""
   most = most_segments(reading)
   return min(most, reading.train_segments or most)
+
+
+def train_counts(lengths: np.ndarray, reading: Reading) -> np.ndarray:
+  """As `counts`, of those that a training step reads."""
+  return np.minimum(counts(lengths, reading), most_train_segments(reading))
 
 
 def eval_size(rows: int, reading: Reading) -> int:

@@ -327,13 +327,15 @@ def _limits(card: _Card) -> Iterator[str]:
   yield (f'- It knows {card.words - 4:,} words, the commonest of its training '
          'texts. All others are one unknown word to it, and so is nearly all '
          'of another language.')
-  yield f'- Of a text {where} {data.max_length:,} words and marks are read' + (
-      f', in parts of {data.segment_length:,} that know nothing of each other'
-      + (f', of which a step of training read {data.train_segments:,}, drawn '
-         'anew each time.' if data.train_segments else '.')
-      if data.segment_length else '.') + (
-          ' The linear model reads all.'
-          if 'linear' in config.model.inputs.split('+') else '')
+  read = f'- Of a text {where} {data.max_length:,} words and marks are read'
+  if data.segment_length:
+    read += (f', in parts of {data.segment_length:,} that know nothing of each '
+             'other')
+    if data.train_segments:
+      read += (f', of which a step of training read {data.train_segments:,}, '
+               'drawn anew each time')
+  yield read + '.' + (' The linear model reads all.' if 'linear' in
+                      config.model.inputs.split('+') else '')
   if config.objective == 'label':
     yield from _limits_of_labels(card)
   yield ('- It was not tested for bias: no group of authors, of subjects or of '
