@@ -46,8 +46,9 @@ import accelerators_forms as forms  # noqa: E402, jax reads the environment
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from flax_imdb.config import check_fields, packaged  # noqa: E402
+from flax_imdb.config import packaged  # noqa: E402
 from flax_imdb.errors import UserError  # noqa: E402
+from flax_imdb.fields import check_fields  # noqa: E402
 from flax_imdb.inference.evaluate import score  # noqa: E402
 from flax_imdb.model import classifier  # noqa: E402
 from flax_imdb.train.optimizer import build_optimizer  # noqa: E402

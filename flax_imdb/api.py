@@ -10,8 +10,9 @@ import warnings
 from ml_collections import ConfigDict
 
 from flax_imdb import environment
-from flax_imdb.config import check_fields, read_config
+from flax_imdb.config import read_config
 from flax_imdb.errors import UserError
+from flax_imdb.fields import check_fields
 from flax_imdb.storage import files
 from flax_imdb.terminal import Terminal, quiet_libraries
 

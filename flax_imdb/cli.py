@@ -11,8 +11,9 @@ from typing import NoReturn
 from ml_collections import ConfigDict
 
 from flax_imdb.cluster import discovery
-from flax_imdb.config import check_fields, completions, load_config, override
+from flax_imdb.config import load_config, override
 from flax_imdb.errors import STATUSES, UserError
+from flax_imdb.fields import check_fields, completions
 from flax_imdb.storage import files
 
 # Flags that only some modes take.

@@ -12,14 +12,14 @@ ROOT = PACKAGE.parent
 # A floor is a folder or a file beside the folders. It may import those before
 # it, and none after it; inside a folder no circle may be.
 FLOORS = [
-    'errors', 'storage', 'environment', 'config', 'terminal', 'cluster', 'data',
-    'model', 'checkpoint', 'inference', 'train', 'analysis', 'api', 'cli',
-    'main']
+    'errors', 'storage', 'environment', 'fields', 'config', 'terminal',
+    'cluster', 'data', 'model', 'checkpoint', 'inference', 'train', 'analysis',
+    'api', 'cli', 'main']
 # What is imported before jax, and must not bring it in: jax reads the
 # environment when it starts.
 BEFORE_JAX = {
-    'errors', 'storage', 'environment', 'config', 'terminal', 'api', 'cli',
-    'main', 'cluster/discovery', 'cluster/processes', 'cluster/watchdog',
+    'errors', 'storage', 'environment', 'fields', 'config', 'terminal', 'api',
+    'cli', 'main', 'cluster/discovery', 'cluster/processes', 'cluster/watchdog',
     'data'}
 MODULES = sorted(PACKAGE.rglob('*.py'))
 PRODUCT = [*MODULES, *sorted((ROOT / 'configs').glob('*.py'))]

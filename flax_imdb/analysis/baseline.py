@@ -12,9 +12,9 @@ import numpy as np
 import scipy
 
 from flax_imdb.checkpoint import run
-from flax_imdb.config import validates
 from flax_imdb.data.reviews import Reviews, load_splits
 from flax_imdb.errors import UserError
+from flax_imdb.fields import validates
 from flax_imdb.inference.evaluate import score
 from flax_imdb.storage import files
 

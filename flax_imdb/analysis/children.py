@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import preemption
-from flax_imdb.config import differences, load_config, validates
+from flax_imdb.config import differences, load_config
 from flax_imdb.errors import ChildError, Preempted, UserError
+from flax_imdb.fields import validates
 from flax_imdb.storage import files
 
 _LOOK_SECONDS = 0.1

@@ -26,8 +26,9 @@ from flax_imdb.analysis import (
 )
 from flax_imdb.analysis.findings import Announce, Findings, Group
 from flax_imdb.analysis.mistakes import Mistake
-from flax_imdb.config import completions, differences, nearest, packaged
+from flax_imdb.config import differences, nearest, packaged
 from flax_imdb.errors import UserError
+from flax_imdb.fields import completions
 from flax_imdb.inference import confusion, highlight
 from flax_imdb.storage import files
 

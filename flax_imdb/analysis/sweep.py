@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 
 from flax_imdb.analysis import children
 from flax_imdb.checkpoint import run
-from flax_imdb.config import check_fields, override
+from flax_imdb.config import override
 from flax_imdb.environment import shares
 from flax_imdb.errors import UserError
+from flax_imdb.fields import check_fields
 from flax_imdb.storage import files
 
 

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from flax_imdb.analysis import children
 from flax_imdb.checkpoint import records, run
-from flax_imdb.config import check_fields, differences, packaged, read_config
+from flax_imdb.config import differences, packaged, read_config
 from flax_imdb.errors import ChildError, TransientError, UserError
+from flax_imdb.fields import check_fields
 from flax_imdb.storage import files
 
 if TYPE_CHECKING:

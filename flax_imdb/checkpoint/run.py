@@ -22,17 +22,12 @@ from flax_imdb.checkpoint import records
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.checkpoint.seal import check_shapes
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import (
-  ONLY_SHOWN,
-  differences,
-  read_config,
-  validates,
-  write_config,
-)
+from flax_imdb.config import differences, read_config, write_config
 from flax_imdb.data import ngrams
 from flax_imdb.data.ngrams import Ngrams
 from flax_imdb.data.tokenizer import load_tokenizer, save_tokenizer
 from flax_imdb.errors import TransientError, UserError
+from flax_imdb.fields import ONLY_SHOWN, validates
 from flax_imdb.model import classifier, keras_weights
 from flax_imdb.model.classifier import Params
 from flax_imdb.storage import bucket, files

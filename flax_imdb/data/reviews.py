@@ -16,7 +16,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import processes
-from flax_imdb.config import validation_split
 from flax_imdb.data import groups, sources, texts
 from flax_imdb.data.encoding import Encoded, Part, encode_split, read_parts
 from flax_imdb.data.tokenizer import (
@@ -28,6 +27,7 @@ from flax_imdb.data.tokenizer import (
   word_index_tokenizer,
 )
 from flax_imdb.errors import UserError
+from flax_imdb.fields import validation_split
 from flax_imdb.storage import cache, files, npz
 from flax_imdb.terminal import ShowProgress, show_nothing
 

@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from flax_imdb import __version__
 from flax_imdb.checkpoint import records, run
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
+from flax_imdb.config import differences, packaged
 from flax_imdb.errors import UserError
+from flax_imdb.fields import ONLY_SHOWN, validates
 from flax_imdb.inference.evaluate import share_error
 from flax_imdb.inference.markdown import code_span, commands, printable, table
 from flax_imdb.storage import files

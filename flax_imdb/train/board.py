@@ -17,8 +17,9 @@ import scipy
 from tokenizers import Tokenizer
 
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import ONLY_SHOWN, differences, packaged, validates
+from flax_imdb.config import differences, packaged
 from flax_imdb.data.tokenizer import FIRST_WORD_ID
+from flax_imdb.fields import ONLY_SHOWN, validates
 from flax_imdb.inference import gates
 from flax_imdb.inference.markdown import code_span, printable, table
 from flax_imdb.model.classifier import Params

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from flax_imdb.cluster import processes
-from flax_imdb.config import profiled_steps
+from flax_imdb.fields import profiled_steps
 from flax_imdb.storage import files
 
 _FOLDER = 'plugins/profile'  # of a run directory, where both look

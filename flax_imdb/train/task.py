@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from flax_imdb.checkpoint import records, run
 from flax_imdb.cluster import devices, processes
-from flax_imdb.config import read_config, validates
+from flax_imdb.config import read_config
 from flax_imdb.data import classes, counting, ngrams, pseudo_labels, sources
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.ngrams import Ngrams
@@ -26,6 +26,7 @@ from flax_imdb.data.reviews import (
 )
 from flax_imdb.data.tokenizer import load_tokenizer
 from flax_imdb.errors import UserError
+from flax_imdb.fields import validates
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 from flax_imdb.storage import files

@@ -20,11 +20,12 @@ import tokenizers
 
 from flax_imdb.cluster import devices
 from flax_imdb.cluster.devices import AXIS
-from flax_imdb.config import check_fields, load_config
+from flax_imdb.config import load_config
 from flax_imdb.data.ngrams import NONE
 from flax_imdb.data.reading import Reading
 from flax_imdb.data.sources import LABELS
 from flax_imdb.data.tokenizer import PADDING_ID, START_ID, fit_tokenizer
+from flax_imdb.fields import check_fields
 from flax_imdb.inference import evaluate, export, predict
 from flax_imdb.model import classifier
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from support.models import drawn_params
 
-from flax_imdb.config import check_fields, load_config
+from flax_imdb.config import load_config
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
+from flax_imdb.fields import check_fields
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 

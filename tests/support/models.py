@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.config import load_config, override
 from flax_imdb.data.ngrams import NONE
+from flax_imdb.fields import check_fields
 from flax_imdb.inference import evaluate
 from flax_imdb.model import classifier
 

@@ -14,11 +14,12 @@ from support.models import default_with
 
 from flax_imdb.checkpoint import run
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, load_config, override, read_config
+from flax_imdb.config import load_config, override, read_config
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
 from flax_imdb.errors import UserError
+from flax_imdb.fields import check_fields
 from flax_imdb.model import classifier, word_head
 from flax_imdb.train import language_model
 from flax_imdb.train.optimizer import build_optimizer

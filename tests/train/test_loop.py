@@ -19,15 +19,11 @@ from flax_imdb import environment, main
 from flax_imdb.checkpoint import records, run
 from flax_imdb.checkpoint.manager import Checkpoints
 from flax_imdb.cluster import devices, preemption
-from flax_imdb.config import (
-  check_fields,
-  load_config,
-  override,
-  read_config,
-)
+from flax_imdb.config import load_config, override, read_config
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.reviews import load_splits
 from flax_imdb.errors import UserError
+from flax_imdb.fields import check_fields
 from flax_imdb.inference import evaluate
 from flax_imdb.model.classifier import params_sha256
 from flax_imdb.terminal import Rate, Terminal

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from flax_imdb.config import check_fields, load_config
+from flax_imdb.config import load_config
 from flax_imdb.data.batches import TrainBatches
 from flax_imdb.data.classes import columns
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
+from flax_imdb.fields import check_fields
 from flax_imdb.model import classifier
 from flax_imdb.train import losses
 

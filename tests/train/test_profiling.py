@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from support.command import TINY, finished, run_here
 
-from flax_imdb.config import load_config, profiled_steps
+from flax_imdb.config import load_config
+from flax_imdb.fields import profiled_steps
 from flax_imdb.train.profiling import Profile
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from flax_imdb.cluster import devices
-from flax_imdb.config import check_fields, load_config, override
+from flax_imdb.config import load_config, override
 from flax_imdb.data import classes
 from flax_imdb.data.batches import TrainBatches, pad
 from flax_imdb.data.reading import Reading, Share
 from flax_imdb.data.reviews import Reviews
+from flax_imdb.fields import check_fields
 from flax_imdb.model import classifier
 from flax_imdb.model.classifier import params_sha256
 from flax_imdb.train.losses import loss_and_gradient
