@@ -131,9 +131,10 @@ def _compile(task: Task, training: _Training, stop: preemption.Stop) -> None:
   """Compiles what is left to do, where that pays, see `programs`."""
   start = time.perf_counter()
   steps_total = 0 if training.progress.stopped else task.steps_total
-  programs.compile_ahead(
-      task, training.state, range(training.step, steps_total), stop)
-  training.progress.seconds += time.perf_counter() - start
+  steps = range(training.step, steps_total)
+  programs.compile_ahead(task, training.state, steps, stop)
+  if steps:  # to evaluate once more is no training
+    training.progress.seconds += time.perf_counter() - start
 
 
 def _run_epochs(task: Task, training: _Training, stop: preemption.Stop,

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from flax_imdb.fields import check_fields
 from flax_imdb.inference import evaluate
 from flax_imdb.model.classifier import params_sha256
 from flax_imdb.terminal import Rate, Terminal
-from flax_imdb.train import loop
+from flax_imdb.train import loop, programs
 from flax_imdb.train.metrics import Metrics
 
 pytestmark = pytest.mark.usefixtures('one_train_step')
@@ -126,6 +127,11 @@ def test_a_resumed_run_remembers_its_patience_and_its_time(
   assert summary['step'] == 28 and summary['best_step'] == 7
   assert summary['seconds'] == 4000
   assert [x['step'] for x in _lines(tmp_path)] == [7, 14, 21, 28]
+  # Started once more it only evaluates, and was trained for no longer.
+  monkeypatch.setattr(
+      programs, 'compile_ahead', lambda *_: time.sleep(0.01))
+  again = loop.train(config, str(tmp_path), _Terminal())
+  assert again['seconds'] == 4000
 
 
 @pytest.mark.parametrize(('monitor', 'restore_best', 'best', 'evaluated'), [
