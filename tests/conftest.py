@@ -120,6 +120,8 @@ def _trained(name, flags):
   with open(SHARED / f'{name}.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker makes it for all
     if not output.exists():
-      text = finished(run_main(*flags, f'--workdir={workdir}'))
+      # What it prints does not depend on what other workers have cached.
+      text = finished(run_main(*flags, f'--workdir={workdir}',
+                               XDG_CACHE_HOME=str(SHARED / f'{name}_cache')))
       output.write_text(text)
   return workdir, output.read_text()
