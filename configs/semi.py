@@ -18,14 +18,14 @@ def get_config() -> ConfigDict:
   config.num_epochs = 4  # passes over the training split and what has no label
   config.warmup_epochs = 0.2  # linear rise from 0, in epochs of 73,750 reviews
   config.self_training_rounds = 2  # teachers one after another
-  # 1,250 reviews choose by chance. Where the learning rate ends at 0, and on
-  # 5,000 reviews, the last epoch is the best.
+  # The learning rate ends at 0: on 5,000 reviews the last epoch was the best,
+  # and the 1,250 that validate here would choose one by chance.
   config.early_stopping.restore_best = False  # evaluate the last, not the best
   config.data.validation_fraction = 0.05  # of the training split
   config.data.read = 'spread'  # of a longer review segments from all of it
   config.data.unlabelled_split = 'unsupervised'  # tfds split
   config.model.members = 3  # LSTMs side by side, of which the mean predicts
-  # A student reads three times as many reviews, and so needs less of it.
+  # A student reads three times as many reviews, and so needs less dropout.
   config.model.word_dropout = 0.1  # share of words read as unknown
   config.model.bigram_dropout = 0.2  # share of pairs left out
   config.model.log_odds_dropout = 0.1  # share of log-odds read as 0
